@@ -1,0 +1,102 @@
+"""Checks of what a user gives; each mistake is one line: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def as_matrix(x: Any, dtype: str, name: str = "X") -> np.ndarray:
+    """Return `x` as a C-contiguous host matrix of `dtype`; no copy where it is one.
+
+    Raises:
+        ValueError: not a matrix of numbers, or NaN or infinity in it.
+    """
+    if type(x).__module__.startswith("cupy"):
+        x = x.get()
+    try:
+        array = np.asarray(x)
+        array = np.ascontiguousarray(array, dtype=dtype)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} has values that are not numbers; expected a matrix of numbers (one-hot encode categories first)"
+        ) from None
+    if array.ndim == 1:
+        raise ValueError(
+            f"{name} has shape {array.shape}; expected (rows, features): use {name}.reshape(-1, 1) or (1, -1)"
+        )
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected (rows, features), at least one of each")
+    check_finite(array, name)
+    return array
+
+
+def check_finite(array: np.ndarray, name: str) -> None:
+    """Raise a ValueError that names the first row with a NaN or an infinity.
+
+    The check goes block by block: a mask of the whole set would cost a quarter of its memory.
+    """
+    if array.dtype.kind != "f":
+        return
+    rows = max(1, 1_000_000 // max(1, array[:1].size))
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
+        if not np.isfinite(block).all():
+            place = np.argwhere(~np.isfinite(block))[0]
+            row = start + int(place[0])
+            column = f", column {int(place[1])}" if len(place) > 1 else ""
+            value = block[tuple(place)]
+            raise ValueError(
+                f"{name} has {value} in row {row}{column}; remove or impute such rows before training"
+            )
+
+
+def check_width(x: np.ndarray, in_features: int) -> None:
+    """Raise a ValueError unless `x` has as many features as the network takes."""
+    if x.shape[1] != in_features:
+        raise ValueError(f"X has {x.shape[1]} features; the network takes {in_features}")
+
+
+def check_lengths(n: int, **others: Any) -> None:
+    """Raise a ValueError unless all have `n` rows."""
+    for name, other in others.items():
+        if other is not None and len(other) != n:
+            raise ValueError(f"X has {n} rows and {name} has {len(other)}; they must be equal")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least` as an int, else raise a ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)
+
+
+def as_weights(sample_weight: Any, n: int) -> np.ndarray | None:
+    """Return sample weights as float64 (n,), or None.
+
+    Raises:
+        ValueError: another shape, negative or non-finite weights, or none above 0.
+    """
+    if sample_weight is None:
+        return None
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"sample_weight has shape {weights.shape}; expected ({n},), one for each row of X")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError(
+            "sample_weight has negative or non-finite values, or only zeros; expected weights of at least 0"
+        )
+    return weights
+
+
+def as_rows(rows: Any, n: int) -> np.ndarray:
+    """Return indices of rows as int64.
+
+    Raises:
+        ValueError: none, or some outside 0 ... n - 1.
+    """
+    array = np.asarray(rows, dtype=np.int64)
+    if array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= n:
+        raise ValueError(f"rows must be indices from 0 to {n - 1}, at least one of them")
+    return array
