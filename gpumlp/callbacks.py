@@ -1,0 +1,230 @@
+"""What may happen while a network trains: stop early, write a log, keep the best weights, call a user's function."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .metrics import METRICS
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class Callback:
+    """Base of all callbacks; override what is needed. ``trainer.stop(reason)`` ends the training.
+
+    Attributes:
+        every_epoch: whether `on_epoch_end` must be called when the epoch ends, with the weights of that moment;
+            a callback without that need lets blocks of many epochs run, and is called for each of them after.
+    """
+
+    every_epoch = True
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Called once, when `fit` starts."""
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        """Called after each epoch.
+
+        Args:
+            trainer: that runs.
+            epoch: done, from 1.
+            logs: the history's row of this epoch: "loss", "lr", "val_loss", ...
+        """
+
+    def on_validation(self, trainer: Trainer, step: int, scores: Mapping[str, float]) -> None:
+        """Called after each validation, also within an epoch, with "val_loss", ..."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Called once, also when the training was interrupted or failed."""
+
+
+class FunctionCallback(Callback):
+    """Calls a user's function ``f(trainer, epoch, logs)`` after each epoch."""
+
+    def __init__(self, function: Callable[[Any, int, Mapping[str, float]], None]) -> None:
+        self.function = function
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        self.function(trainer, epoch, logs)
+
+
+class _Monitor(Callback):
+    """Watches one quantity and knows when it is better than ever."""
+
+    def __init__(self, monitor: str, mode: str, min_delta: float) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f'mode of {type(self).__name__} is {mode!r}; expected "auto", "min" or "max"')
+        if not (min_delta >= 0 and math.isfinite(min_delta)):
+            raise ValueError(f"min_delta is {min_delta!r}; expected a finite number of at least 0")
+        if mode == "auto":
+            metric = METRICS.get(monitor.removeprefix("val_"))
+            mode = "max" if metric is not None and metric.greater_is_better else "min"
+        self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
+        self.best = math.inf if mode == "min" else -math.inf
+        self.best_epoch = 0
+
+    def restart(self) -> None:
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.best_epoch = 0
+
+    def better(self, trainer: Trainer, logs: Mapping[str, float]) -> bool | None:
+        """Whether this epoch is the best so far; None where the quantity was not measured in it.
+
+        Raises:
+            ValueError: the quantity is not measured at all.
+        """
+        if self.monitor not in logs and not trainer.measures(self.monitor):
+            raise ValueError(
+                f"{type(self).__name__} monitors {self.monitor!r}, which is not measured; expected one of "
+                f"{', '.join(k for k in logs if k != 'epoch')}: give validation data, or another monitor"
+            )
+        value = logs.get(self.monitor, math.nan)
+        if math.isnan(value):
+            return None
+        gain = self.best - value if self.mode == "min" else value - self.best
+        if gain > self.min_delta or math.isinf(self.best):
+            self.best, self.best_epoch = value, int(logs["epoch"])
+            return True
+        return False
+
+
+class EarlyStopping(_Monitor):
+    """Stop when a quantity has not become better for some epochs, and restore the best weights.
+
+    Args:
+        monitor: "val_loss", "loss", "val_accuracy", ...
+        patience: epochs (with a measurement) without a gain before it stops.
+        min_delta: what counts as a gain.
+        mode: whether less ("min") or more ("max") is better; "auto" knows it from the metric.
+        restore_best: whether the network ends with the weights of the best epoch.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
+        if patience < 1:
+            raise ValueError(f"patience is {patience!r}; expected a whole number of at least 1")
+        self.patience, self.restore_best = patience, restore_best
+        self._since = 0
+        self._weights: dict[str, Any] | None = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.restart()
+        self._since, self._weights = 0, None
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        better = self.better(trainer, logs)
+        if better:
+            self._since = 0
+            if self.restore_best:
+                self._weights = trainer.network.state_dict()
+        elif better is not None:
+            self._since += 1
+            if self._since >= self.patience:
+                trainer.stop(f"no better {self.monitor} since epoch {self.best_epoch}")
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if self._weights is not None:
+            trainer.network.load_state_dict(self._weights)
+            self._weights = None
+
+
+class CSVLog(Callback):
+    """Write the row of each epoch to a CSV file, as it ends.
+
+    Args:
+        path: of the file, which is written anew.
+    """
+
+    every_epoch = False
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: TextIO | None = None
+        self._writer: Any = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._file = self.path.open("w", newline="")
+        self._writer = None
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        assert self._file is not None
+        if self._writer is None:
+            self._writer = csv.DictWriter(
+                self._file, list(trainer.columns()), restval="", extrasaction="ignore"
+            )
+            self._writer.writeheader()
+        self._writer.writerow({**logs, "epoch": epoch})
+        self._file.flush()
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class ModelCheckpoint(_Monitor):
+    """Write the model to a file after each epoch, or when it is the best so far.
+
+    Args:
+        path: of the file; ``{epoch}`` in it is replaced by the number of the epoch.
+        monitor: "val_loss", "loss", ...
+        best_only: whether only a better model than before is written.
+        every: epochs between two files where `best_only` is False.
+        mode, min_delta: as in `EarlyStopping`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        monitor: str = "val_loss",
+        best_only: bool = True,
+        every: int = 1,
+        mode: str = "auto",
+        min_delta: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
+        if every < 1:
+            raise ValueError(f"every is {every!r}; expected a whole number of at least 1")
+        self.path, self.best_only, self.every = str(path), best_only, every
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self.restart()
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        if self.better(trainer, logs) if self.best_only else epoch % self.every == 0:
+            trainer.save(self.path.replace("{epoch}", str(epoch)))
+
+
+def as_callbacks(given: Iterable[Any] | Callback | Callable[..., None] | None) -> list[Callback]:
+    """Return callbacks from objects and plain functions.
+
+    Raises:
+        TypeError: neither of them.
+    """
+    if given is None:
+        return []
+    if isinstance(given, Callback) or callable(given):
+        given = [given]
+    callbacks = []
+    for item in given:
+        if isinstance(item, Callback):
+            callbacks.append(item)
+        elif callable(item) and not isinstance(item, type):
+            callbacks.append(FunctionCallback(item))
+        else:
+            raise TypeError(
+                f"{item!r} is not a callback; expected a Callback object or a function(trainer, epoch, logs)"
+            )
+    return callbacks

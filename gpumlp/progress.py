@@ -1,0 +1,90 @@
+"""The progress of a training: a bar on a terminal, a line an epoch elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_SHOWN_APART = ("epoch", "loss", "lr", "seconds")
+
+
+def _text(logs: Mapping[str, float]) -> str:
+    scores = {k: v for k, v in logs.items() if k not in _SHOWN_APART and v == v}
+    return "".join(f", {name} {value:.4g}" for name, value in scores.items())
+
+
+class Progress:
+    """Shows epochs as they end; an "it" is an epoch.
+
+    Args:
+        shown: True for a bar on a terminal and a line an epoch elsewhere; False for silence.
+        epochs: planned.
+        done: of them before this start, where a training goes on.
+    """
+
+    def __init__(self, shown: bool, epochs: int, done: int = 0) -> None:
+        self._epochs, self._done, self._bar = epochs, done, None
+        self._lines = shown and not sys.stderr.isatty()
+        if shown and not self._lines:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=epochs, initial=done, unit="it", file=sys.stderr, dynamic_ncols=True)
+
+    def epochs_ended(self, rows: list[dict[str, float]], it_per_second: float) -> None:
+        """Show the rows of epochs that ended, the newest last."""
+        if not rows:
+            return
+        self._done += len(rows)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {rows[-1]['loss']:.4g}{_text(rows[-1])}", refresh=False)
+            self._bar.update(len(rows))
+        elif self._lines:
+            first = self._done - len(rows) + 1
+            lines = [
+                f"epoch {first + i}/{self._epochs}: loss {row['loss']:.6g}{_text(row)}, {it_per_second:.4g} it/s\n"
+                for i, row in enumerate(rows)
+            ]
+            sys.stderr.write("".join(lines))
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Interrupt]:
+    """Note Ctrl-C instead of raising it in the middle of a step; a second one is raised at once.
+
+    Only Python's main thread receives signals; elsewhere the block runs as it is.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody else has plans for Ctrl-C
+        yield interrupt
+        return
+
+    def note(signum: int, frame: Any) -> None:
+        if interrupt.pressed:
+            raise KeyboardInterrupt
+        interrupt.pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
