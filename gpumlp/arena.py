@@ -36,6 +36,7 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor, without what aligns the next."""
         return self.size * np.dtype(self.dtype).itemsize
 
 
@@ -87,6 +88,7 @@ class Arena:
         return len(self._views)
 
     def items(self) -> Iterable[tuple[str, Array]]:
+        """Names and tensors, which are views."""
         return self._views.items()
 
     def flat(self, dtype: str) -> Array:

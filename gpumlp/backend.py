@@ -34,6 +34,7 @@ class Backend:
 
     @property
     def is_gpu(self) -> bool:
+        """Whether it is a GPU, with CuPy's arrays."""
         return self._index is not None
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .checks import check_count
 from .metrics import METRICS
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ class Callback:
     def on_train_end(self, trainer: Trainer) -> None:
         """Called once, also when the training was interrupted or failed."""
 
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a training that goes on must know of the callback: arrays by name, and plain values."""
+        return {}, {}
+
+    def load_state_dict(self, arrays: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; the next `on_train_begin` then keeps it."""
+
 
 class FunctionCallback(Callback):
     """Calls a user's function ``f(trainer, epoch, logs)`` after each epoch."""
@@ -65,24 +73,27 @@ class _Monitor(Callback):
             metric = METRICS.get(monitor.removeprefix("val_"))
             mode = "max" if metric is not None and metric.greater_is_better else "min"
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
+        # training pauses at a validation anyway, with the weights that it measured
+        self.every_epoch = not monitor.startswith("val_")
         self.best = math.inf if mode == "min" else -math.inf
         self.best_epoch = 0
 
-    def restart(self) -> None:
+    def restart(self, trainer: Trainer) -> None:
+        """Forget earlier trainings.
+
+        Raises:
+            ValueError: the quantity is not measured in this one.
+        """
+        if not trainer.measures(self.monitor):
+            raise ValueError(
+                f"{type(self).__name__} monitors {self.monitor!r}, which is not measured; expected one of "
+                f"{', '.join(k for k in trainer.columns() if k != 'epoch')}: give validation data, or another monitor"
+            )
         self.best = math.inf if self.mode == "min" else -math.inf
         self.best_epoch = 0
 
-    def better(self, trainer: Trainer, logs: Mapping[str, float]) -> bool | None:
-        """Whether this epoch is the best so far; None where the quantity was not measured in it.
-
-        Raises:
-            ValueError: the quantity is not measured at all.
-        """
-        if self.monitor not in logs and not trainer.measures(self.monitor):
-            raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, which is not measured; expected one of "
-                f"{', '.join(k for k in logs if k != 'epoch')}: give validation data, or another monitor"
-            )
+    def better(self, logs: Mapping[str, float]) -> bool | None:
+        """Whether this epoch is the best so far; None where the quantity was not measured in it."""
         value = logs.get(self.monitor, math.nan)
         if math.isnan(value):
             return None
@@ -113,18 +124,16 @@ class EarlyStopping(_Monitor):
         restore_best: bool = True,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        if patience < 1:
-            raise ValueError(f"patience is {patience!r}; expected a whole number of at least 1")
-        self.patience, self.restore_best = patience, restore_best
+        self.patience, self.restore_best = check_count("patience", patience), restore_best
         self._since = 0
         self._weights: dict[str, Any] | None = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self.restart()
         self._since, self._weights = 0, None
+        self.restart(trainer)
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
-        better = self.better(trainer, logs)
+        better = self.better(logs)
         if better:
             self._since = 0
             if self.restore_best:
@@ -195,15 +204,15 @@ class ModelCheckpoint(_Monitor):
         min_delta: float = 0.0,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        if every < 1:
-            raise ValueError(f"every is {every!r}; expected a whole number of at least 1")
-        self.path, self.best_only, self.every = str(path), best_only, every
+        self.every_epoch = self.every_epoch or not best_only
+        self.path, self.best_only, self.every = str(path), best_only, check_count("every", every)
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self.restart()
+        if self.best_only:
+            self.restart(trainer)
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
-        if self.better(trainer, logs) if self.best_only else epoch % self.every == 0:
+        if self.better(logs) if self.best_only else epoch % self.every == 0:
             trainer.save(self.path.replace("{epoch}", str(epoch)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arena import Arena, Segment, lay_out
 from .backend import Backend, get_backend
-from .executors import Executor, make_executor
+from .executors import EagerExecutor
 from .kernels import STEP
 from .program import Builder, Memory, Operand, Program, new_control
 
@@ -67,9 +67,16 @@ class Chain:
         self.seed = seed
         # what a layer learnt while it was used alone goes with it
         learnt = {i: layer.values() for i, layer in enumerate(self.layers)}
-        self.in_features, self.out_features = self._build(in_features)
-        self._allocate()
-        self.reset(seed)
+        before = [layer.attributes() for layer in self.layers]
+        try:
+            self.in_features, self.out_features = self._build(in_features)
+            self._allocate()
+            self.reset(seed)
+        except Exception:  # the layers are free for another try
+            for layer, attributes in zip(self.layers, before, strict=True):
+                vars(layer).clear()
+                vars(layer).update(attributes)
+            raise
         for i, values in learnt.items():
             for name, value in values.items():
                 setattr(self.layers[i], name, value)
@@ -130,7 +137,13 @@ class Chain:
             for s in self.parameters.segments.values()
         ]
 
+    @property
+    def has_python(self) -> bool:
+        """Whether a layer is a user's own Python code, which the eager executor alone can run."""
+        return any(layer.is_python for layer in self.layers)
+
     def arenas(self) -> dict[str, Arena]:
+        """The memory by role, as operands name it."""
         return {"parameters": self.parameters, "gradients": self.gradients, "state": self.state}
 
     # --- writing programs ------------------------------------------------------------------------------------
@@ -230,9 +243,8 @@ class _Pass:
             b.keep(dx)
         self._program: Program = b.finish()
         self._control = new_control(chain.seed)
-        self._executor: Executor = make_executor(
-            chain.backend, Memory(chain.arenas(), {"control": self._control})
-        )
+        # eager: a pass by hand runs in two parts, and is there to be read and debugged
+        self._executor = EagerExecutor(chain.backend, Memory(chain.arenas(), {"control": self._control}))
         self._executor.prepare(self._program)
 
     def forward(self, x: Array) -> Array:

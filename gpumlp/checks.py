@@ -17,7 +17,8 @@ def as_matrix(x: Any, dtype: str, name: str = "X") -> np.ndarray:
         x = x.get()
     try:
         array = np.asarray(x)
-        array = np.ascontiguousarray(array, dtype=dtype)
+        with np.errstate(over="ignore"):  # an infinity is refused below
+            array = np.ascontiguousarray(array, dtype=dtype)
     except (TypeError, ValueError):
         raise ValueError(
             f"{name} has values that are not numbers; expected a matrix of numbers (one-hot encode categories first)"
@@ -52,6 +53,19 @@ def check_finite(array: np.ndarray, name: str) -> None:
             )
 
 
+def check_labels(y: Any) -> None:
+    """Raise a ValueError that names the first row without a text label: None or NaN, in a list or among objects."""
+    labels = (
+        y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
+    )  # NumPy would make the text "nan" of NaN
+    if labels.dtype.kind == "O":
+        missing = [i for i, label in enumerate(labels.ravel()) if label is None or label != label]
+        if missing:
+            raise ValueError(
+                f"y has {labels.ravel()[missing[0]]} in row {missing[0]}; expected a label in every row"
+            )
+
+
 def check_width(x: np.ndarray, in_features: int) -> None:
     """Raise a ValueError unless `x` has as many features as the network takes."""
     if x.shape[1] != in_features:
@@ -61,7 +75,11 @@ def check_width(x: np.ndarray, in_features: int) -> None:
 def check_lengths(n: int, **others: Any) -> None:
     """Raise a ValueError unless all have `n` rows."""
     for name, other in others.items():
-        if other is not None and len(other) != n:
+        if other is None:
+            continue
+        if not hasattr(other, "__len__") or getattr(other, "ndim", 1) == 0:
+            raise ValueError(f"{name} is {other!r}; expected one entry for each of the {n} rows of X")
+        if len(other) != n:
             raise ValueError(f"X has {n} rows and {name} has {len(other)}; they must be equal")
 
 
@@ -94,9 +112,13 @@ def as_rows(rows: Any, n: int) -> np.ndarray:
     """Return indices of rows as int64.
 
     Raises:
-        ValueError: none, or some outside 0 ... n - 1.
+        ValueError: none, some outside 0 ... n - 1, or no whole numbers (a mask, for example).
     """
-    array = np.asarray(rows, dtype=np.int64)
-    if array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= n:
-        raise ValueError(f"rows must be indices from 0 to {n - 1}, at least one of them")
-    return array
+    array = np.asarray(rows)
+    whole = array.dtype.kind in "iu" and array.ndim == 1 and array.size > 0
+    if not whole or array.min() < 0 or array.max() >= n:
+        raise ValueError(
+            f"rows has shape {array.shape} and type {array.dtype}; expected indices from 0 to {n - 1}, at least "
+            "one of them (of a mask: np.flatnonzero(mask))"
+        )
+    return array.astype(np.int64)

@@ -75,6 +75,8 @@ def _first_bad(backend: Backend, memory: Memory, program: Program) -> tuple[Any,
     executor.prepare(program)
     lowered = executor.linked(program).program
     for i in range(lowered.marks["update"]):
+        if i == lowered.marks["backward"] and memory.arrays["control"][BAD_STEP] >= 0:
+            return None  # every output was finite, and the loss of them was not
         executor.execute(program, i, i + 1)
         call = lowered.calls[i]
         for operand in call_operands(call)[1]:

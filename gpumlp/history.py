@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,18 +81,21 @@ class History:
 
     @property
     def steps_per_second(self) -> float:
+        """Training steps, batches, a second."""
         return self._rate(self.steps)
 
     @property
     def samples_per_second(self) -> float:
+        """Rows a second."""
         return self._rate(self.samples)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, from which `from_dict` makes the history again."""
-        return dict(vars(self))
+        """Return copies as plain values, from which `from_dict` makes the history again."""
+        return copy.deepcopy(vars(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
+        """Return the history that `to_dict` described."""
         history = cls()
-        vars(history).update(values)
+        vars(history).update(copy.deepcopy(values))
         return history

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import as_matrix, check_width
+from .checks import as_matrix, check_count, check_width
 from .executors import Executor, make_executor
 from .kernels import SLOT
 from .program import Builder, Memory, Operand, Program, new_control
@@ -32,13 +32,13 @@ class Evaluator:
     def __init__(self, network: Chain, loss: Loss | None = None) -> None:
         self.network = network
         self.loss = loss
-        self._passes: dict[tuple[int, Any], _InferencePass] = {}
+        self._passes: dict[tuple[Any, ...], _InferencePass] = {}
 
     def predict(self, x: Any, batch_size: int | None = None, probabilities: bool = False) -> np.ndarray:
         """Return outputs, or probabilities where the loss is one of classification, (rows, out_features).
 
         Raises:
-            ValueError: not a finite matrix, or another number of features.
+            ValueError: not a finite matrix, another number of features, or a batch size below 1.
         """
         x = as_matrix(x, self.network.dtype)
         check_width(x, self.network.in_features)
@@ -82,7 +82,7 @@ class Evaluator:
     def _pass(self, rows: int, target: np.ndarray | None) -> _InferencePass:
         kind = None if target is None else (target.shape[1:], target.dtype.name)
         layers = tuple(layer.trainable for layer in self.network.layers)
-        key = (rows, (kind, layers))
+        key = (rows, kind, layers, id(self.network.parameters))  # `Sequential.to` makes new arenas
         if key not in self._passes:
             if len(self._passes) >= 4:  # batches of very many sizes would each keep their memory
                 self._passes.clear()
@@ -91,7 +91,7 @@ class Evaluator:
 
 
 def _batches(n: int, batch_size: int | None) -> list[tuple[int, int]]:
-    size = batch_size or BATCH
+    size = BATCH if batch_size is None else check_count("batch_size", batch_size)
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 
@@ -119,7 +119,7 @@ class _InferencePass:
         control = new_control(network.seed)
         control[SLOT] = 0
         memory = Memory(network.arenas(), {"control": control, "ring": self._ring})
-        self._executor: Executor = make_executor(network.backend, memory)
+        self._executor: Executor = make_executor(network.backend, memory, network.has_python)
         self._executor.prepare(self._program)
 
     def _set(self, operand: Operand, values: np.ndarray) -> None:

@@ -7,11 +7,10 @@ the whole normal distribution, as in PyTorch; the truncated one, which Keras mea
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import numbers
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpumlp.registry import build
+from gpumlp.settings import Named, above_zero, check_choice, from_zero, set_number
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -27,14 +27,12 @@ Floats: TypeAlias = NDArray[np.float64]
 _STD_OF_TRUNCATED = 0.87962566103423978
 
 
-class Initializer(ABC):
+class Initializer(Named):
     """The base of all initializers: call it with a generator and a shape.
 
     A new one is a frozen dataclass that sets `name` and overrides `draw`; put it into `INITIALIZERS` to ask
     for it by name. Two initializers are equal when their class and settings are.
     """
-
-    name: ClassVar[str]
 
     def __call__(
         self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int] | None = None
@@ -65,11 +63,6 @@ class Initializer(ABC):
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int]) -> Floats:
         """Return the values; `rng`, `shape` and `fan` are checked."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return ``{"name": ..., **settings}``, which `get_initializer` takes back."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"name": self.name, **settings}
-
 
 def compute_fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (fan_in, fan_out) of an array of `shape`, by Keras's rule (see `Initializer`)."""
@@ -79,26 +72,6 @@ def compute_fans(shape: tuple[int, ...]) -> tuple[int, int]:
         return max(1, shape[0]), max(1, shape[0])
     stacked = math.prod(shape[:-2])
     return max(1, shape[-2] * stacked), max(1, shape[-1] * stacked)
-
-
-def _set_number(
-    owner: Any, setting: str, expected: str, valid: Callable[[float], bool] = math.isfinite
-) -> None:
-    """Make the setting a float, so that any kind of number compares, prints and saves alike, and check it."""
-    value = getattr(owner, setting)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{setting} is {value!r}; expected {expected}")
-    if not valid(float(value)):
-        raise ValueError(f"{setting} is {value}; expected {expected}")
-    object.__setattr__(owner, setting, float(value))
-
-
-def _finite_from_zero(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
-
-
-def _finite_above_zero(value: float) -> bool:
-    return math.isfinite(value) and value > 0
 
 
 def _draw_uniform(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Floats:
@@ -135,7 +108,7 @@ class Constant(Initializer):
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        _set_number(self, "value", "a finite number")
+        set_number(self, "value", "a finite number")
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int]) -> Floats:
         return np.full(shape, self.value)
@@ -150,8 +123,8 @@ class Normal(Initializer):
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        _set_number(self, "mean", "a finite number")
-        _set_number(self, "std", "a finite number >= 0", _finite_from_zero)
+        set_number(self, "mean", "a finite number")
+        set_number(self, "std", "a finite number >= 0", from_zero)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int]) -> Floats:
         return self.mean + _draw_normal(rng, shape, self.std)
@@ -170,8 +143,8 @@ class TruncatedNormal(Initializer):
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        _set_number(self, "mean", "a finite number")
-        _set_number(self, "std", "a finite number >= 0", _finite_from_zero)
+        set_number(self, "mean", "a finite number")
+        set_number(self, "std", "a finite number >= 0", from_zero)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int]) -> Floats:
         return self.mean + _draw_truncated_unit(rng, shape) * self.std
@@ -186,8 +159,8 @@ class Uniform(Initializer):
     high: float = 0.05
 
     def __post_init__(self) -> None:
-        _set_number(self, "low", "a finite number")
-        _set_number(self, "high", "a finite number")
+        set_number(self, "low", "a finite number")
+        set_number(self, "high", "a finite number")
         if self.low > self.high:
             raise ValueError(f"low is {self.low} and high is {self.high}; expected low <= high; swap them")
         if not math.isfinite(self.high - self.low):
@@ -207,7 +180,7 @@ class _Scaled(Initializer):
     _distribution: ClassVar[str]
 
     def __post_init__(self) -> None:
-        _set_number(self, "gain", "a finite number > 0", _finite_above_zero)
+        set_number(self, "gain", "a finite number > 0", above_zero)
 
     @abstractmethod
     def std(self, fan_in: int, fan_out: int) -> float:
@@ -233,8 +206,7 @@ class _He(_Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode not in ("fan_in", "fan_out"):
-            raise ValueError(f"mode is {self.mode!r}; expected 'fan_in' or 'fan_out'")
+        check_choice(self, "mode", ("fan_in", "fan_out"))
 
     def std(self, fan_in: int, fan_out: int) -> float:
         return self.gain * math.sqrt(2.0 / (fan_in if self.mode == "fan_in" else fan_out))
@@ -338,7 +310,7 @@ class Orthogonal(Initializer):
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        _set_number(self, "gain", "a finite number > 0", _finite_above_zero)
+        set_number(self, "gain", "a finite number > 0", above_zero)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan: tuple[int, int]) -> Floats:
         if len(shape) != 2:

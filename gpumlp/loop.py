@@ -17,7 +17,7 @@ from .history import History
 from .kernels import BAD_STEP, EPOCH, POSITION, STEP
 from .program import Memory
 from .progress import Progress, deferred_interrupt
-from .schedules import ReduceOnPlateau
+from .schedules import ConstantRate, ReduceOnPlateau
 from .step import RING, DataShape, training_plan
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Data:
 
     @property
     def used(self) -> int:
+        """How many rows take part."""
         return len(self.x) if self.rows is None else len(self.rows)
 
     def taking(self, rows: np.ndarray) -> Data:
@@ -61,6 +62,7 @@ class Every:
     unit: str
 
     def steps(self, per_epoch: int) -> int:
+        """Return the distance in steps, where an epoch has `per_epoch` of them."""
         return self.count * (per_epoch if self.unit == "epochs" else 1)
 
     @classmethod
@@ -87,11 +89,14 @@ class FitLoop:
     Args:
         trainer: whose network is trained.
         data: to train on.
-        plan_settings: batch size (at most the rows), whether to shuffle.
+        batch_rows: rows of a step, at most all of them.
+        shuffle: whether each epoch has a new order.
         epochs: to do.
         history: to fill; not empty where a training goes on.
         validate: returns the scores of a validation, or None where there is nothing to validate.
         validate_every: how often.
+        callbacks: called in their order.
+        record_steps: whether the history keeps the loss of every step.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class FitLoop:
         if data.weight is not None:
             arrays["weight"] = backend.asarray(data.weight, dtype=network.dtype)
         self.memory = Memory({**network.arenas(), **trainer.slots}, arrays)
-        self.executor: Executor = make_executor(backend, self.memory)
+        self.executor: Executor = make_executor(backend, self.memory, network.has_python, trainer.threads)
         self.executor.prepare(*self.plan.programs)
         self.validate, self.every, self.callbacks = validate, validate_every, callbacks
         self.record_steps = record_steps
@@ -138,6 +143,9 @@ class FitLoop:
         self.steps_done = 0
         self.first_step = int(self.control[STEP])
         schedule = trainer.optimizer.schedule
+        self.constant_rate = isinstance(schedule, ConstantRate)
+        if self.constant_rate:
+            arrays["rates"][...] = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in callbacks)
         self._last_validation = -1
@@ -162,8 +170,10 @@ class FitLoop:
                 while self.steps_done < self.total_steps and not self.history.stopped:
                     block = self._block(block, bar)
                     if interrupt.pressed:
-                        self.history.stopped = "interrupted"
                         raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+            raise
         finally:
             bar.close()
             for callback in self.callbacks:
@@ -173,10 +183,11 @@ class FitLoop:
         """Run one block and what follows it; return the size of the next."""
         n = min(size, RING, self.total_steps - self.steps_done, self._until_stop())
         step = int(self.control[STEP])
-        rates = self.trainer.optimizer.schedule.rates(
-            np.arange(step, step + n), self.plan.steps, self.first_step + self.total_steps
-        )
-        self.memory.arrays["rates"][:n] = rates
+        rates = self.memory.arrays["rates"][:n]
+        if not self.constant_rate:
+            rates[...] = self.trainer.optimizer.schedule.rates(
+                np.arange(step, step + n), self.plan.steps, self.first_step + self.total_steps
+            )
         position = int(self.control[POSITION])
         start = time.perf_counter()
         done = self.executor.run(self.plan, n)
@@ -216,13 +227,10 @@ class FitLoop:
         losses = ring[:, 0] * ring[:, 1] if by_mean else ring[:, 0].copy()
         weights = ring[:, 1] if by_mean else np.ones(done)
         ends = np.arange(steps - position - 1, done, steps)
-        starts = np.concatenate([[0], ends + 1]).astype(np.int64)
         sums = [
-            np.array([part.sum() for part in np.split(v, starts[1:])]) if steps > 1 else np.append(v, 0.0)
-            for v in (losses, weights)
+            _sums_by_epoch(values, before, steps - position, steps)
+            for values, before in zip((losses, weights), history.partial, strict=True)
         ]
-        sums[0][0] += history.partial[0]
-        sums[1][0] += history.partial[1]
         history.partial = [float(sums[0][-1]), float(sums[1][-1])]
         if len(ends):
             divisor = np.maximum(sums[1][:-1], 1e-300) if by_mean else 1.0
@@ -258,10 +266,11 @@ class FitLoop:
     def _epochs_ended(self, count: int, bar: Progress) -> None:
         if not count:
             return
+        shown = count if self.callbacks or self.plateau is not None or bar.shows_each else 1
         names = list(self.history)
-        columns = [self.history[name][-count:] for name in names]
+        columns = [self.history[name][-shown:] for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-        bar.epochs_ended(rows, self.history.it_per_second)
+        bar.epochs_ended(rows, count, self.history.it_per_second)
         for row in rows:
             if self.plateau is not None:
                 self._observe(row)
@@ -270,14 +279,33 @@ class FitLoop:
 
     def _observe(self, row: dict[str, float]) -> None:
         assert self.plateau is not None
-        monitor = self.plateau.monitor
-        if not self.trainer.measures(monitor):
-            raise ValueError(
-                f"reduce_on_plateau monitors {monitor!r}, which is not measured; expected one of "
-                f"{', '.join(self.trainer.columns())}: give validation data, or another monitor"
-            )
-        if (value := row.get(monitor, float("nan"))) == value:
+        if (value := row.get(self.plateau.monitor, float("nan"))) == value:
             self.plateau.observe(value)
+
+
+def _sums_by_epoch(values: np.ndarray, before: float, first: int, steps: int) -> np.ndarray:
+    """Return the sum of each epoch's values, and last that of an epoch that goes on.
+
+    Added one by one, so that the sums do not depend on where blocks end, which is a matter of time.
+
+    Args:
+        values: of steps, in order.
+        before: the sum so far of the epoch that the first of them belongs to.
+        first: steps that this epoch still has.
+        steps: of a whole epoch.
+    """
+    if len(values) <= first <= 64:  # a callback that asks for every epoch: NumPy's calls would cost more
+        total = before
+        for value in values.tolist():
+            total += value
+        return np.array([total, 0.0] if len(values) == first else [total])
+    head = np.cumsum(np.append(before, values[:first]))[-1:]
+    if len(values) < first:
+        return head
+    whole = first + (len(values) - first) // steps * steps
+    inner = np.cumsum(values[first:whole].reshape(-1, steps), axis=1)[:, -1]
+    tail = np.cumsum(np.append(0.0, values[whole:]))[-1:]
+    return np.concatenate([head, inner, tail])
 
 
 def begin_epochs_anew(control: np.ndarray) -> None:

@@ -6,7 +6,6 @@ loss is the mean over the outputs where it is one per output; with ``"sum"`` it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from .program import Builder, Operand
 from .registry import build
+from .settings import above_zero, check_number
 
 ClassWeight = str | Sequence[float] | Mapping[Any, float] | None
 
@@ -44,6 +44,7 @@ class Loss:
 
     @property
     def is_classification(self) -> bool:
+        """Whether the outputs stand for probabilities of classes."""
         return self.output_activation is not None
 
     def n_classes(self, outputs: int) -> int:
@@ -166,10 +167,9 @@ class Loss:
 
 
 def _check_clip(name: str, clip: float, least: float) -> float:
-    if not (least <= clip < 0.5 and math.isfinite(clip)):
-        bound = "greater than 0" if least > 0 else "of at least 0"
-        raise ValueError(f"clip of {name} is {clip!r}; expected a number {bound} and less than 0.5")
-    return float(clip)
+    bound = "greater than 0" if least > 0 else "of at least 0"
+    expected = f"a number {bound} and less than 0.5"
+    return check_number(f"clip of {name}", clip, expected, lambda clip: least <= clip < 0.5)
 
 
 class MSE(Loss):
@@ -191,9 +191,8 @@ class Huber(Loss):
 
     def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        if not (delta > 0 and math.isfinite(delta)):
-            raise ValueError(f"delta of huber is {delta!r}; expected a finite number greater than 0")
-        self.delta = float(delta)
+        expected = "a finite number greater than 0"
+        self.delta = check_number("delta of huber", delta, expected, above_zero)
 
     def _scalars(self) -> dict[str, Any]:
         return {"delta": self.delta}
@@ -303,11 +302,10 @@ class CrossEntropy(_OverClasses):
         class_weight: ClassWeight = None,
     ) -> None:
         super().__init__(reduction, class_weight)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is {label_smoothing!r}; expected a number of at least 0, below 1"
-            )
-        self.label_smoothing = float(label_smoothing)
+        expected = "a number of at least 0, below 1"
+        self.label_smoothing = check_number(
+            "label_smoothing", label_smoothing, expected, lambda share: 0 <= share < 1
+        )
         self.clip = _check_clip("cross_entropy", clip, 0.0)
 
     def _kernel_for(self, target: Operand) -> str:
@@ -368,5 +366,10 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def get_loss(spec: str | Mapping[str, Any] | Loss) -> Loss:
-    """Return a loss from an object, a name, or ``{"name": ..., **settings}``."""
+    """Return a loss from an object, a name, or ``{"name": ..., **settings}``.
+
+    Raises:
+        ValueError: unknown name or setting, or a bad value of one.
+        TypeError: none of the three.
+    """
     return build("loss", spec, Loss, LOSSES)

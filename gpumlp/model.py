@@ -10,6 +10,7 @@ import numpy as np
 
 from .checkpoint import load_model as load_file
 from .checkpoint import save_model as save_file
+from .checks import check_finite, check_labels
 from .inference import Evaluator
 from .losses import Loss, get_loss
 from .metrics import Metric, classes_from_probabilities
@@ -26,12 +27,12 @@ def encode_target(y: Any, classes: Sequence[str] | None, loss: Loss, outputs: in
     Raises:
         ValueError: labels that are not among the classes, NaN, or targets that do not fit the loss.
     """
-    from .checks import check_finite
-
-    y = np.asarray(y.get() if type(y).__module__.startswith("cupy") else y)
+    given = y.get() if type(y).__module__.startswith("cupy") else y
+    y = np.asarray(given)
     if y.dtype.kind in "OUS":
         if not loss.is_classification or classes is None:
             raise ValueError(f"y has type {y.dtype}; expected numbers for {loss!r}")
+        check_labels(given)
         if len(classes) != loss.n_classes(outputs):
             found = ", ".join(map(repr, classes[:10]))
             raise ValueError(
@@ -47,7 +48,10 @@ def encode_target(y: Any, classes: Sequence[str] | None, loss: Loss, outputs: in
             )
         y = np.array([numbers[str(label)] for label in y.ravel()], dtype=np.int64)
     check_finite(y, "y")
-    return loss.prepare_target(y, outputs, dtype)
+    with np.errstate(over="ignore"):
+        target = loss.prepare_target(y, outputs, dtype)
+    check_finite(target, "y")  # in the network's type, which may hold less
+    return target
 
 
 class Model:
@@ -79,10 +83,12 @@ class Model:
 
     @property
     def is_classifier(self) -> bool:
+        """Whether it predicts classes, with their probabilities."""
         return self.loss.is_classification
 
     @property
     def n_classes(self) -> int:
+        """Classes that the network tells apart."""
         return self.loss.n_classes(self.network.out_features)
 
     def inputs(self, X: Any) -> Any:
@@ -135,9 +141,11 @@ class Model:
         value, out = self._evaluator.evaluate(data.x, data.target, data.weight, data.rows)
         scores = {"loss": value}
         target = data.target if data.rows is None else data.target[data.rows]
+        true = self.true_codes(target) if self.is_classifier and metrics else target
+        several = self.is_classifier and true.ndim == 2  # yes or no, for each output: all count alike
         for metric in metrics:
             given = out if metric.needs != "classes" else self.codes(out)
-            scores[metric.name] = metric(self.true_codes(target) if self.is_classifier else target, given)
+            scores[metric.name] = metric(true.ravel(), given.ravel()) if several else metric(true, given)
         return scores
 
     def true_codes(self, target: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import Backend, get_backend
 from .chain import Chain, check_dtype
+from .executors import choose_executor
 from .inference import Evaluator
 from .layers import Dropout, Layer, Linear, get_activation, layer_from_dict
 
@@ -94,13 +95,18 @@ class Sequential(Chain):
             raise ValueError(
                 f"state_dict does not fit: missing {missing}, unknown {extra}; give those of this network"
             )
-        arrays = {name: np.asarray(value) for name, value in values.items()}
+        try:
+            arrays = {name: np.asarray(value, dtype=self.dtype) for name, value in values.items()}
+        except (TypeError, ValueError):
+            raise ValueError(
+                "state_dict has values that are not numbers; give those of this network"
+            ) from None
         for name, array in arrays.items():
             if array.shape != arenas[name][name].shape:
                 expected = arenas[name][name].shape
                 raise ValueError(f"state_dict has {name} of shape {array.shape}; expected {expected}")
         for name, array in arrays.items():
-            arenas[name][name][...] = self.backend.asarray(array, dtype=self.dtype)
+            arenas[name][name][...] = self.backend.asarray(array)
 
     def n_parameters(self, trainable_only: bool = False) -> int:
         """Return how many numbers are learnt."""
@@ -137,7 +143,7 @@ class Sequential(Chain):
         rule = "-" * (sum(widths) + 2 * (len(head) - 1))
         foot = (
             f"trainable: {self.n_parameters(trainable_only=True):,} of {parameters:,} parameters; {self.dtype}; "
-            f"device: {self.backend.describe()}; executor: eager"
+            f"device: {self.backend.describe()}; executor: {choose_executor(self.backend, self.has_python)[1]}"
         )
         return "\n".join([line(head), rule, *map(line, body), rule, line(total), foot])
 

@@ -7,7 +7,6 @@ Constants are those of torch.optim unless the name says otherwise.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +14,21 @@ from .arena import Run
 from .program import Builder, Operand
 from .registry import build
 from .schedules import Schedule, get_schedule
+from .settings import above_zero, check_number, from_zero
 
 
-def _at_least(name: str, value: float, least: float = 0.0) -> float:
-    if not (value >= least and math.isfinite(value)):
-        raise ValueError(f"{name} is {value!r}; expected a finite number of at least {least:g}")
-    return float(value)
+def _at_least_zero(name: str, value: float) -> float:
+    return check_number(name, value, "a finite number of at least 0", from_zero)
 
 
 def _share(name: str, value: float) -> float:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value!r}; expected a number of at least 0 and less than 1")
-    return float(value)
+    return check_number(name, value, "a number of at least 0 and less than 1", lambda share: 0 <= share < 1)
+
+
+def _limit(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    return check_number(name, value, "a finite number greater than 0, or None", above_zero)
 
 
 class Optimizer:
@@ -56,13 +58,9 @@ class Optimizer:
         clip_value: float | None = None,
     ) -> None:
         self.schedule = get_schedule(lr)
-        self.weight_decay = _at_least("weight_decay", weight_decay)
+        self.weight_decay = _at_least_zero("weight_decay", weight_decay)
         self.decay_bias = bool(decay_bias)
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not (limit > 0 and math.isfinite(limit)):
-                raise ValueError(f"{name} is {limit!r}; expected a finite number greater than 0, or None")
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
+        self.clip_norm, self.clip_value = _limit("clip_norm", clip_norm), _limit("clip_value", clip_value)
 
     def _scalars(self) -> dict[str, Any]:
         return {}
@@ -151,7 +149,7 @@ class SGD(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(lr, weight_decay, decay_bias, clip_norm, clip_value)
-        self.momentum, self.dampening = _share("momentum", momentum), _at_least("dampening", dampening)
+        self.momentum, self.dampening = _share("momentum", momentum), _at_least_zero("dampening", dampening)
         self.nesterov, self.form = bool(nesterov), form
         kernels = {"pytorch": "momentum", "keras": "momentum_keras", "average": "momentum_average"}
         if form not in kernels:
@@ -199,9 +197,9 @@ class Adagrad(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(lr, weight_decay, decay_bias, clip_norm, clip_value)
-        self.lr_decay = _at_least("lr_decay", lr_decay)
-        self.initial_accumulator = _at_least("initial_accumulator", initial_accumulator)
-        self.eps = _at_least("eps", eps)
+        self.lr_decay = _at_least_zero("lr_decay", lr_decay)
+        self.initial_accumulator = _at_least_zero("initial_accumulator", initial_accumulator)
+        self.eps = _at_least_zero("eps", eps)
 
     def initial_slots(self) -> dict[str, float]:
         return {"accumulator": self.initial_accumulator}
@@ -238,7 +236,7 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay, decay_bias, clip_norm, clip_value)
         self.alpha, self.momentum = _share("alpha", alpha), _share("momentum", momentum)
-        self.eps, self.centered = _at_least("eps", eps), bool(centered)
+        self.eps, self.centered = _at_least_zero("eps", eps), bool(centered)
         self.slots = ("square", *(("average",) if centered else ()), *(("velocity",) if momentum else ()))
 
     def _slot_operands(self, ranges: Mapping[str, Operand]) -> list[Operand | None]:
@@ -274,7 +272,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay, decay_bias, clip_norm, clip_value)
         self.beta1, self.beta2 = _share("beta1", beta1), _share("beta2", beta2)
-        self.eps = _at_least("eps", eps)
+        self.eps = _at_least_zero("eps", eps)
 
     def _scalars(self) -> dict[str, Any]:
         return {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps, "decoupled": self.decoupled}
@@ -312,5 +310,10 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 def get_optimizer(spec: str | Mapping[str, Any] | Optimizer) -> Optimizer:
-    """Return an optimizer from an object, a name, or ``{"name": ..., **settings}``."""
+    """Return an optimizer from an object, a name, or ``{"name": ..., **settings}``.
+
+    Raises:
+        ValueError: unknown name or setting, or a bad value of one.
+        TypeError: none of the three.
+    """
     return build("optimizer", spec, Optimizer, OPTIMIZERS)

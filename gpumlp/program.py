@@ -55,7 +55,10 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel call; `layer` names its origin in messages, `function` is a user's own Python code."""
+    """One kernel call; `layer` is the key of the layer that it is of, or empty.
+
+    A call of `PYTHON` has the user's own code among its scalars, as "function".
+    """
 
     kernel: str
     operands: tuple[Operand | None, ...]
@@ -81,6 +84,7 @@ class Program:
         buffers: the intermediate tensors, by name; `plan` gives them offsets.
         keep: names of buffers whose values are read after the program has run, or set before.
         rows: of the batch.
+        dtype: of parameters and activations.
         marks: places in the list of calls, for example where the backward pass begins.
     """
 
@@ -88,6 +92,7 @@ class Program:
     buffers: Mapping[str, Segment]
     keep: frozenset[str]
     rows: int
+    dtype: str = "float32"
     marks: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -183,12 +188,20 @@ class Builder:
         self._calls.append(Call(kernel, operands, scalars, self.layer))
 
     def mark(self, name: str) -> None:
+        """Give the place of the next call a name, for `Program.marks`."""
         self._marks[name] = len(self._calls)
 
     def finish(self) -> Program:
         """Return the program, its intermediate tensors placed."""
         return plan(
-            Program(tuple(self._calls), self._buffers, frozenset(self._keep), self.rows, dict(self._marks))
+            Program(
+                tuple(self._calls),
+                self._buffers,
+                frozenset(self._keep),
+                self.rows,
+                self.dtype,
+                dict(self._marks),
+            )
         )
 
 
@@ -207,8 +220,8 @@ def plan(program: Program) -> Program:
     """Give each intermediate tensor its place, sharing memory between those that do not live at the same time.
 
     A tensor lives from the first call that names it to the last. An element-wise call may write over an operand
-    that dies there. In a program without a backward pass two tensors of the widest layer are enough, whatever
-    its depth.
+    that dies there. In a program without a backward pass two tensors of the widest layer are enough (three, where
+    widths grow and a gap is too small), whatever its depth.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}

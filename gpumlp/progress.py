@@ -34,14 +34,23 @@ class Progress:
 
             self._bar = tqdm(total=epochs, initial=done, unit="it", file=sys.stderr, dynamic_ncols=True)
 
-    def epochs_ended(self, rows: list[dict[str, float]], it_per_second: float) -> None:
-        """Show the rows of epochs that ended, the newest last."""
-        if not rows:
-            return
-        self._done += len(rows)
+    @property
+    def shows_each(self) -> bool:
+        """Whether every epoch is shown, and not the newest alone."""
+        return self._lines
+
+    def epochs_ended(self, rows: list[dict[str, float]], count: int, it_per_second: float) -> None:
+        """Show epochs that ended.
+
+        Args:
+            rows: of the history, the newest last; of all of them where each is shown.
+            count: how many epochs ended.
+            it_per_second: so far.
+        """
+        self._done += count
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {rows[-1]['loss']:.4g}{_text(rows[-1])}", refresh=False)
-            self._bar.update(len(rows))
+            self._bar.update(count)
         elif self._lines:
             first = self._done - len(rows) + 1
             lines = [
@@ -51,7 +60,19 @@ class Progress:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 
+    def advanced(self, count: int, text: str) -> None:
+        """Show that `count` epochs of many networks ended; elsewhere than on a terminal, a line each tenth."""
+        tenth = self._done * 10 // self._epochs
+        self._done += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(count)
+        elif self._lines and self._done * 10 // self._epochs > tenth:
+            sys.stderr.write(f"{self._done}/{self._epochs} epochs: {text}\n")
+            sys.stderr.flush()
+
     def close(self) -> None:
+        """End the bar, where there is one."""
         if self._bar is not None:
             self._bar.close()
 

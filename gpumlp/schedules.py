@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -18,19 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpumlp.registry import build
+from gpumlp.settings import Named, above_zero, check_choice, from_zero, set_count, set_number
 
 Floats: TypeAlias = NDArray[np.floating]
 Steps: TypeAlias = NDArray[np.int64]
 Unit: TypeAlias = Literal["epochs", "steps"]
 
 
-class Schedule(ABC):
+class Schedule(Named):
     """The base of all schedules; a new one is a frozen dataclass that sets `name` and overrides `rates_at`.
 
     Two schedules are equal when their class and settings are.
     """
-
-    name: ClassVar[str]
 
     def rates(self, steps: ArrayLike, steps_per_epoch: int, total_steps: int) -> NDArray[np.float64]:
         """Return the learning rate of each step, float64, in the shape of `steps`.
@@ -68,47 +67,20 @@ class Schedule(ABC):
     def rates_at(self, steps: Steps, steps_per_epoch: int, total_steps: int) -> Floats:
         """Return the rates of steps (n,); the arguments are checked, and so will the rates be."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return ``{"name": ..., **settings}``, which `get_schedule` takes back; no state."""
-        settings = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {"name": self.name, **{f.name: getattr(self, f.name) for f in settings if f.init}}
-
-
-def _set_number(owner: Any, setting: str, expected: str, valid: Callable[[float], bool]) -> None:
-    """Make the setting a float, so that any kind of number compares, prints and saves alike, and check it."""
-    value = getattr(owner, setting)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{setting} is {value!r}; expected {expected}")
-    if not (math.isfinite(value) and valid(float(value))):
-        raise ValueError(f"{setting} is {value}; expected {expected}")
-    object.__setattr__(owner, setting, float(value))
-
 
 def _set_rate(owner: Any, setting: str = "lr") -> None:
-    _set_number(owner, setting, "a finite number >= 0, such as 0.01", lambda rate: rate >= 0)
+    set_number(owner, setting, "a finite number >= 0, such as 0.01", from_zero)
 
 
-def _set_count(owner: Any, setting: str, least: int) -> None:
-    expected = f"a whole number >= {least}"
-    _set_number(owner, setting, expected, lambda count: count >= least and count == math.floor(count))
-    object.__setattr__(owner, setting, int(getattr(owner, setting)))
-
-
-def _set_choice(owner: Any, setting: str, choices: tuple[str, ...]) -> None:
-    value = getattr(owner, setting)
-    if value not in choices:
-        raise ValueError(f"{setting} is {value!r}; expected {' or '.join(map(repr, choices))}")
-
-
-def _set_span(owner: Any, setting: str, *, from_zero: bool = False) -> None:
-    """Check a length in `owner.unit`: whole steps, or epochs that need not be whole; None stays."""
-    _set_choice(owner, "unit", ("epochs", "steps"))
+def _set_span(owner: Any, setting: str, *, may_be_zero: bool = False) -> None:
+    """Check a length in `owner.unit`: whole steps, or epochs that need not be whole."""
+    check_choice(owner, "unit", ("epochs", "steps"))
     if owner.unit == "steps":
-        _set_count(owner, setting, 0 if from_zero else 1)
-    elif from_zero:
-        _set_number(owner, setting, "a number of epochs >= 0", lambda span: span >= 0)
+        set_count(owner, setting, 0 if may_be_zero else 1)
+    elif may_be_zero:
+        set_number(owner, setting, "a number of epochs >= 0", from_zero)
     else:
-        _set_number(owner, setting, "a number of epochs > 0", lambda span: span > 0)
+        set_number(owner, setting, "a number of epochs > 0", above_zero)
 
 
 def _in_steps(span: float, unit: Unit, steps_per_epoch: int) -> int:
@@ -144,7 +116,7 @@ class StepDecay(Schedule):
 
     def __post_init__(self) -> None:
         _set_rate(self)
-        _set_number(self, "factor", "a finite number > 0, such as 0.1", lambda factor: factor > 0)
+        set_number(self, "factor", "a finite number > 0, such as 0.1", above_zero)
         _set_span(self, "every")
 
     def rates_at(self, steps: Steps, steps_per_epoch: int, total_steps: int) -> Floats:
@@ -168,7 +140,7 @@ class ExponentialDecay(Schedule):
 
     def __post_init__(self) -> None:
         _set_rate(self)
-        _set_number(self, "factor", "a finite number > 0, such as 0.9", lambda factor: factor > 0)
+        set_number(self, "factor", "a finite number > 0, such as 0.9", above_zero)
         _set_span(self, "every")
         if not isinstance(self.staircase, bool):
             raise TypeError(f"staircase is {self.staircase!r}; expected True or False")
@@ -205,7 +177,7 @@ class CosineDecay(Schedule):
     def __post_init__(self) -> None:
         _set_rate(self)
         _set_rate(self, "final")
-        _set_span(self, "warmup", from_zero=True)
+        _set_span(self, "warmup", may_be_zero=True)
         if self.final > self.lr:
             raise ValueError(f"final is {self.final}, above lr, {self.lr}; expected final <= lr")
         if self.total is not None:
@@ -252,11 +224,11 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         _set_rate(self, "max_lr")
-        _set_number(self, "pct_start", "a number from 0 to 1", lambda part: 0 <= part <= 1)
-        _set_number(self, "div_factor", "a finite number >= 1", lambda factor: factor >= 1)
-        _set_number(self, "final_div_factor", "a finite number >= 1", lambda factor: factor >= 1)
-        _set_choice(self, "anneal", ("cos", "linear"))
-        _set_choice(self, "unit", ("epochs", "steps"))
+        set_number(self, "pct_start", "a number from 0 to 1", lambda part: 0 <= part <= 1)
+        set_number(self, "div_factor", "a finite number >= 1", lambda factor: factor >= 1)
+        set_number(self, "final_div_factor", "a finite number >= 1", lambda factor: factor >= 1)
+        check_choice(self, "anneal", ("cos", "linear"))
+        check_choice(self, "unit", ("epochs", "steps"))
         if self.total is not None:
             _set_span(self, "total")
 
@@ -293,9 +265,9 @@ class InverseScaling(Schedule):
 
     def __post_init__(self) -> None:
         _set_rate(self)
-        _set_number(self, "power", "a finite number >= 0, such as 0.5", lambda power: power >= 0)
-        _set_choice(self, "unit", ("epochs", "steps"))
-        _set_number(self, "scale", "a finite number > 0", lambda scale: scale > 0)
+        set_number(self, "power", "a finite number >= 0, such as 0.5", from_zero)
+        check_choice(self, "unit", ("epochs", "steps"))
+        set_number(self, "scale", "a finite number > 0", above_zero)
 
     def rates_at(self, steps: Steps, steps_per_epoch: int, total_steps: int) -> Floats:
         completed = steps // steps_per_epoch if self.unit == "epochs" else steps
@@ -348,23 +320,21 @@ class ReduceOnPlateau(Schedule):
 
     def __post_init__(self) -> None:
         _set_rate(self)
-        _set_number(
-            self, "factor", "a number above 0 and below 1, such as 0.1", lambda factor: 0 < factor < 1
-        )
-        _set_count(self, "patience", 0)
+        set_number(self, "factor", "a number above 0 and below 1, such as 0.1", lambda factor: 0 < factor < 1)
+        set_count(self, "patience", 0)
         _set_rate(self, "min_lr")
-        _set_choice(self, "threshold_mode", ("rel", "abs"))
+        check_choice(self, "threshold_mode", ("rel", "abs"))
         if self.threshold_mode == "rel":
-            _set_number(
+            set_number(
                 self, "threshold", "a part of the best value, >= 0 and < 1", lambda part: 0 <= part < 1
             )
         else:
-            _set_number(self, "threshold", "a finite number >= 0", lambda threshold: threshold >= 0)
-        _set_count(self, "cooldown", 0)
-        _set_choice(self, "mode", ("min", "max"))
+            set_number(self, "threshold", "a finite number >= 0", from_zero)
+        set_count(self, "cooldown", 0)
+        check_choice(self, "mode", ("min", "max"))
         if not isinstance(self.monitor, str):
             raise TypeError(f"monitor is {self.monitor!r}; expected the name of a value, such as 'val_loss'")
-        _set_number(self, "eps", "a finite number >= 0", lambda eps: eps >= 0)
+        set_number(self, "eps", "a finite number >= 0", from_zero)
         self.reset()
 
     @property
@@ -421,26 +391,22 @@ class ReduceOnPlateau(Schedule):
             )
         loaded = _Plateau(**state)
         _set_rate(loaded)
-        _set_count(loaded, "bad", 0)
-        _set_count(loaded, "cooldown", 0)
+        set_count(loaded, "bad", 0)
+        set_count(loaded, "cooldown", 0)
         if loaded.best is not None:
             loaded.best = float(loaded.best)
         object.__setattr__(self, "_state", loaded)
 
 
-_CLASSES: tuple[type[Schedule], ...] = (
-    ConstantRate,
-    StepDecay,
-    ExponentialDecay,
-    CosineDecay,
-    OneCycle,
-    InverseScaling,
-    ReduceOnPlateau,
-)
-
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    **{cls.name: cls for cls in _CLASSES},
+    "constant": ConstantRate,
+    "step": StepDecay,
+    "exponential": ExponentialDecay,
+    "cosine": CosineDecay,
+    "one_cycle": OneCycle,
+    "inverse_scaling": InverseScaling,
     "invscaling": InverseScaling,
+    "reduce_on_plateau": ReduceOnPlateau,
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .arena import Arena
 from .callbacks import as_callbacks
-from .checks import as_matrix, as_rows, as_weights, check_count, check_lengths, check_width
+from .checks import as_matrix, as_rows, as_weights, check_count, check_labels, check_lengths, check_width
 from .history import History
 from .loop import Data, Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
@@ -22,6 +22,7 @@ from .network import Sequential
 from .optimizers import Optimizer, get_optimizer
 from .program import new_control
 from .schedules import ReduceOnPlateau
+from .splits import split_rows
 
 
 class Trainer:
@@ -38,6 +39,8 @@ class Trainer:
         callbacks: `Callback` objects, or functions ``f(trainer, epoch, logs)``.
         metrics: measured with each validation; names or `Metric` objects. ("accuracy",) for classification
             unless given.
+        threads: that share the work of each step on the CPU; None for a number by the network's size and by the
+            CPUs that are there. The same number gives the same bits.
 
     Attributes:
         history: of the last `fit`.
@@ -55,6 +58,7 @@ class Trainer:
         seed: int | None = None,
         callbacks: Any = None,
         metrics: Sequence[Any] | None = None,
+        threads: int | None = None,
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network is a {type(network).__name__}; expected a gm.Sequential or gm.mlp(...)")
@@ -62,10 +66,6 @@ class Trainer:
         # a schedule may have state: trainers that were given the same optimizer must not share it
         self.optimizer: Optimizer = copy.deepcopy(get_optimizer(optimizer))
         self.callbacks = as_callbacks(callbacks)
-        self.network = network.to(device, dtype)
-        if seed is not None:
-            network.reset(check_count("seed", seed, least=0))
-        self.seed = network.seed
         if metrics is None:
             metrics = ("accuracy",) if self.loss.is_classification else ()
         self.metrics: list[Metric] = [get_metric(m) for m in metrics]
@@ -73,6 +73,12 @@ class Trainer:
             if (metric.needs == "values") == self.loss.is_classification:
                 kind = "classification" if self.loss.is_classification else "regression"
                 raise ValueError(f"metric {metric.name!r} does not go with {self.loss!r}, a loss of {kind}")
+        seed = seed if seed is None else check_count("seed", seed, least=0)
+        self.threads = None if threads is None else check_count("threads", threads)
+        self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
+        if seed is not None:
+            network.reset(seed)
+        self.seed = network.seed
         self.history = History()
         self.classes: list[str] | None = None
         self._forget()
@@ -147,14 +153,16 @@ class Trainer:
         """
         epochs = check_count("epochs", epochs)
         every = Every.parse(validate_every)
-        data = self._training_data(X, y, sample_weight, rows)
-        data, validation = self._validation(data, validation_data, validation_split, held_rows)
+        data, classes = self._training_data(X, y, sample_weight, rows)
+        data, validation = self._validation(data, classes, validation_data, validation_split, held_rows)
+        self._plan_columns(validation is not None, train_metrics)
+        self._check_monitor()
         batch_rows = self._batch_rows(batch_size, data.used)
+        self.classes = classes
         if not self._resuming:
             self.history = History()
             begin_epochs_anew(self.control)
         self._resuming = False
-        self._plan_columns(validation is not None, train_metrics)
         measured = {"": data} if train_metrics else {}
         if validation is not None:
             measured["val_"] = validation
@@ -174,31 +182,40 @@ class Trainer:
         loop.run(progress)
         return self.history
 
-    def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> Data:
+    def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
         x = as_matrix(X, self.network.dtype)
         check_width(x, self.network.in_features)
         check_lengths(len(x), y=y, sample_weight=sample_weight)
-        if self.loss.is_classification:
-            self.classes = _class_names(y, self.classes)
-        data = self._data(x, y, sample_weight)
+        classes = _class_names(y, self.classes) if self.loss.is_classification else self.classes
+        data = self._data(x, y, sample_weight, classes)
         if rows is not None:
             data = data.taking(as_rows(rows, len(x)))
-        labels = data.target if data.rows is None else data.target[data.rows]
-        if self.loss.is_classification and labels.ndim == 1 and labels.min() == labels.max():
-            name = self.classes[labels[0]] if self.classes else labels[0]
-            raise ValueError(f"y has one class only, {name!r}; a classifier needs at least two")
-        return data
+        if self.loss.is_classification:
+            code = _only_class(data.target if data.rows is None else data.target[data.rows])
+            if code is not None:
+                name = classes[code] if classes else code
+                raise ValueError(f"y has one class only, {name!r}; a classifier needs at least two")
+        return data, classes
 
-    def _data(self, x: np.ndarray, y: Any, sample_weight: Any) -> Data:
+    def _data(self, x: np.ndarray, y: Any, sample_weight: Any, classes: list[str] | None) -> Data:
         """Check targets and weights of rows that are checked already."""
         outputs = self.network.out_features
-        target = encode_target(y, self.classes, self.loss, outputs, self.network.dtype)
-        weight = self.loss.row_weights(target, outputs, as_weights(sample_weight, len(x)), self.classes)
+        target = encode_target(y, classes, self.loss, outputs, self.network.dtype)
+        weight = self.loss.row_weights(target, outputs, as_weights(sample_weight, len(x)), classes)
         return Data(x, target, None if weight is None else weight.astype(self.network.dtype))
 
     def _validation(
-        self, data: Data, given: tuple[Any, ...] | None, split: float, held_rows: Any
+        self,
+        data: Data,
+        classes: list[str] | None,
+        given: tuple[Any, ...] | None,
+        split: float,
+        held_rows: Any,
     ) -> tuple[Data, Data | None]:
+        if isinstance(split, bool) or not isinstance(split, int | float | np.number) or not 0 <= split < 1:
+            raise ValueError(
+                f"validation_split is {split!r}; expected a share from 0 up to, not including, 1"
+            )
         if (given is not None) + bool(split) + (held_rows is not None) > 1:
             raise ValueError("give one of validation_data, validation_split and held_rows")
         if held_rows is not None:
@@ -209,13 +226,9 @@ class Trainer:
             x = as_matrix(given[0], self.network.dtype, "X of validation_data")
             check_width(x, self.network.in_features)
             check_lengths(len(x), y=given[1])
-            return data, self._data(x, given[1], given[2] if len(given) == 3 else None)
+            return data, self._data(x, given[1], given[2] if len(given) == 3 else None, classes)
         if not split:
             return data, None
-        if not 0 < split < 1:
-            raise ValueError(f"validation_split is {split!r}; expected a share between 0 and 1")
-        from .validation import split_rows
-
         rows = np.arange(len(data.x)) if data.rows is None else data.rows
         labels = data.target[rows] if data.target.ndim == 1 else None
         train, held = split_rows(len(rows), split, labels, self.seed)
@@ -238,6 +251,14 @@ class Trainer:
         self._columns = [*History()]
         self._columns += names if train_metrics else []
         self._columns += [f"val_{name}" for name in ("loss", *names)] if validated else []
+
+    def _check_monitor(self) -> None:
+        schedule = self.optimizer.schedule
+        if isinstance(schedule, ReduceOnPlateau) and not self.measures(schedule.monitor):
+            raise ValueError(
+                f"reduce_on_plateau monitors {schedule.monitor!r}, which is not measured; expected one of "
+                f"{', '.join(self.columns())}: give validation data, or another monitor"
+            )
 
     def columns(self) -> list[str]:
         """Names of what is measured in this training, in order."""
@@ -277,7 +298,7 @@ class Trainer:
         x = as_matrix(X, self.network.dtype)
         check_width(x, self.network.in_features)
         check_lengths(len(x), y=y, sample_weight=sample_weight)
-        data = self._data(x, y, sample_weight)
+        data = self._data(x, y, sample_weight, self.classes)
         data = data if rows is None else data.taking(as_rows(rows, len(x)))
         return self._as_model().scores(data, self.metrics)
 
@@ -299,9 +320,19 @@ class Trainer:
         for slot, arena in self.slots.items():
             arrays |= {f"{slot}/{name}": value for name, value in arena.to_host().items()}
         arrays["control"] = self.control.copy()
+        callbacks = []
+        for i, callback in enumerate(self.callbacks):
+            own, plain = callback.state_dict()
+            arrays |= {f"callback.{i}/{name}": value for name, value in own.items()}
+            callbacks.append(plain)
         schedule = self.optimizer.schedule
-        plateau = schedule.state_dict() if isinstance(schedule, ReduceOnPlateau) else None
-        return arrays, {"history": self.history.to_dict(), "plateau": plateau, "classes": self.classes}
+        values = {
+            "history": self.history.to_dict(),
+            "plateau": schedule.state_dict() if isinstance(schedule, ReduceOnPlateau) else None,
+            "classes": self.classes,
+            "callbacks": callbacks,
+        }
+        return arrays, values
 
     def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
         """Take over a state; the next `fit`, called as the one before, goes on where that one was.
@@ -322,6 +353,11 @@ class Trainer:
         self.control[...] = arrays["control"]
         if isinstance(self.optimizer.schedule, ReduceOnPlateau) and values["plateau"]:
             self.optimizer.schedule.load_state_dict(values["plateau"])
+        for i, (callback, plain) in enumerate(zip(self.callbacks, values["callbacks"], strict=False)):
+            if plain:
+                mark = f"callback.{i}/"
+                own = {k.removeprefix(mark): v for k, v in arrays.items() if k.startswith(mark)}
+                callback.load_state_dict(own, plain)
         self.history = History.from_dict(values["history"])
         self.history.stopped = ""
         self.classes = values["classes"]
@@ -333,4 +369,19 @@ def _class_names(y: Any, known: list[str] | None) -> list[str] | None:
     array = np.asarray(y)
     if array.dtype.kind not in "OUS":
         return None
+    check_labels(y)
     return known if known is not None else sorted({str(label) for label in array.ravel()})
+
+
+def _only_class(target: np.ndarray) -> int | None:
+    """The number of the class that all rows have, or None where there are several, or questions of their own."""
+    first = target[0]
+    if (target != first).any():
+        return None
+    if target.ndim == 1:
+        return int(first)
+    if not np.isin(first, (0, 1)).all():
+        return None
+    if len(first) == 1:
+        return int(first[0])
+    return int(first.argmax()) if first.sum() == 1 else None

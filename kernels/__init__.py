@@ -86,6 +86,9 @@ _kernel("add_bias", "bias | x", "x += bias, on every row")
 _kernel("column_sums", "dy -> db", "db = sums of the columns of dy")
 _kernel("copy", "x -> y", "y = x")
 
+ACTIVATIONS: dict[str, str] = {}
+"""Element-wise kernels, and whether their gradient reads x or y."""
+
 # --- activations: y = f(x); the gradient reads x or y, whichever it needs --------------------------------------
 for _name, _saved, _scalars, _doc in (
     ("relu", "y", "", "max(x, 0)"),
@@ -100,6 +103,7 @@ for _name, _saved, _scalars, _doc in (
     ("sigmoid", "y", "", "1 / (1 + exp(-x))"),
     ("tanh", "y", "", "tanh(x)"),
 ):
+    ACTIVATIONS[_name] = _saved
     _kernel(_name, "x -> y", f"y = {_doc}", _scalars, in_place="y=x")
     _kernel(f"{_name}_grad", f"{_saved} dy -> dx", f"dx = dy f'(x) for {_name}", _scalars, in_place="dx=dy")
 _kernel("softmax", "x -> y", "y = exp(x) / sum(exp(x)), row by row", in_place="y=x")
@@ -149,7 +153,7 @@ _kernel("check_loss", "ring | control", "BAD_STEP = STEP if the loss is not fini
 # --- gradients and the optimizer: on flat ranges of the arenas; nothing on a flagged step ---------------------------
 _kernel("check_gradients", "gradients | control", "BAD_STEP = STEP if a gradient is not finite")
 _kernel("clip_by_value", "| gradients", "gradients = clip(gradients, -limit, limit)", "limit")
-_kernel("clip_by_norm", "| gradients", "gradients *= min(1, limit / ||gradients||)", "limit")
+_kernel("clip_by_norm", "| gradients", "gradients *= min(1, limit / (||gradients|| + 1e-6))", "limit")
 for _name, _slots, _scalars in (
     ("sgd", "", ""),
     ("momentum", "velocity", "momentum dampening nesterov"),
@@ -165,3 +169,12 @@ for _name, _slots, _scalars in (
         "parameters -= update of the rate rates[SLOT]; weight_decay adds to the gradients (L2)",
         f"weight_decay {_scalars}",
     )
+
+
+# --- what rewrites make of neighbours: no layer writes these -------------------------------------------------------
+for _name, _saved in ACTIVATIONS.items():
+    _scalars = " ".join(CATALOGUE[_name].scalars)
+    _contract = "bias x -> y" if _saved == "y" else "bias | x -> y"
+    _kernel(f"bias_{_name}", _contract, f"add_bias, then {_name}, in one pass", _scalars, in_place="y=x")
+    _doc = f"{_name}_grad and column_sums of what it gave, in one pass"
+    _kernel(f"{_name}_grad_bias", f"{_saved} dy -> dx db", _doc, _scalars, in_place="dx=dy")

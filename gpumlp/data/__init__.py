@@ -6,7 +6,7 @@ from gpumlp.data.bundled import BUNDLED, load_bundled
 from gpumlp.data.dataset import Dataset, Prepared, features_for_prediction, prepare, split_rows
 from gpumlp.data.features import Preprocessor
 from gpumlp.data.files import EXTENSIONS, load_file, read_features
-from gpumlp.data.loading import dataset_names, load
+from gpumlp.data.loading import dataset_name, dataset_names, load
 from gpumlp.data.mnist import load_mnist
 from gpumlp.data.synthetic import (
     SYNTHETIC,
@@ -26,6 +26,7 @@ __all__ = [
     "Prepared",
     "Preprocessor",
     "TargetScaler",
+    "dataset_name",
     "dataset_names",
     "encode_labels",
     "features_for_prediction",

@@ -18,6 +18,12 @@ def dataset_names() -> list[str]:
     return sorted([*BUNDLED, *SYNTHETIC, "mnist"])
 
 
+def dataset_name(given: object) -> str | None:
+    """Return the name of the set that is meant, forgiving case, hyphens and spaces, or None where it is none."""
+    name = str(given).strip().lower().replace("-", "_").replace(" ", "_")
+    return name if name in dataset_names() else None
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -40,11 +46,11 @@ def load(
     Raises:
         ValueError: an unknown name or setting (with the nearest valid one), and what the loaders refuse.
     """
-    name = str(name_or_path).strip().lower().replace("-", "_").replace(" ", "_")
-    if isinstance(name_or_path, Path) or name not in dataset_names():
+    name = None if isinstance(name_or_path, Path) else dataset_name(name_or_path)
+    if name is None:
         if not _looks_like_a_path(name_or_path):
             raise ValueError(
-                f"unknown data set {str(name_or_path)!r}{nearest(name, dataset_names())} "
+                f"unknown data set {str(name_or_path)!r}{nearest(str(name_or_path).lower(), dataset_names())} "
                 "(or a path that ends in .csv, .parquet, .npy or .npz)"
             )
         return call_with(

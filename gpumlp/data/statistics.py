@@ -19,7 +19,8 @@ def missing_line(name: str, row: int) -> str:
     """Return the line about a missing value in a row, which is counted from 0 here and from 1 in the line."""
     return (
         f"column {name!r} has no value in row {row + 1} (counted from 1, without a header); "
-        "mend or remove the row, or say how to fill it: missing='mean', 'median', 'most_frequent' or a number"
+        "mend or remove the row, or say how to fill it: missing='mean', 'median', 'most_frequent' or a number "
+        "(gpumlp train: --set data.missing=mean)"
     )
 
 

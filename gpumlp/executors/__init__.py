@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ from ..backend import Backend
 from ..program import Memory, Program
 from .eager import EagerExecutor
 
-__all__ = ["EagerExecutor", "Executor", "StepPlan", "make_executor"]
+__all__ = ["EagerExecutor", "Executor", "StepPlan", "choose_executor", "make_executor"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Executor(Protocol):
 
     name: str
 
-    def __init__(self, backend: Backend, memory: Memory) -> None: ...
+    def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None: ...
 
     def prepare(self, *programs: Program) -> None:
         """Lower and link programs that take turns: their intermediate tensors share memory."""
 
-    def execute(self, program: Program, start: int = 0, stop: int | None = None) -> None:
-        """Run the calls [start, stop) of a prepared program."""
+    def execute(self, program: Program) -> None:
+        """Run a prepared program once."""
 
     def run(self, plan: StepPlan, n_steps: int) -> int:
         """Run the next `n_steps` training steps, on into further epochs; return how many were good.
@@ -57,6 +58,30 @@ class Executor(Protocol):
         """The array behind an operand of a prepared program."""
 
 
-def make_executor(backend: Backend, memory: Memory) -> Executor:
-    """Return the executor for a backend."""
-    return EagerExecutor(backend, memory)
+def choose_executor(backend: Backend, has_python: bool) -> tuple[type[Executor], str]:
+    """Return the class of the executor for a network, and in words why.
+
+    Args:
+        backend: where it runs.
+        has_python: whether a user's own Python layer takes part.
+    """
+    if backend.is_gpu:
+        return EagerExecutor, "eager (on a GPU)"
+    if has_python:
+        return EagerExecutor, "eager (a layer of your own is Python code)"
+    if importlib.util.find_spec("numba") is None:
+        return EagerExecutor, "eager (Numba is not installed)"
+    from .compiled import CompiledExecutor
+
+    return CompiledExecutor, "compiled"
+
+
+def make_executor(
+    backend: Backend, memory: Memory, has_python: bool = False, workers: int | None = None
+) -> Executor:
+    """Return an executor over `memory`; see `choose_executor`.
+
+    Args:
+        workers: threads that share each instruction, where the executor has such; None for a number by size.
+    """
+    return choose_executor(backend, has_python)[0](backend, memory, workers)

@@ -38,7 +38,7 @@ class EagerExecutor:
 
     name = "eager"
 
-    def __init__(self, backend: Backend, memory: Memory) -> None:
+    def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None:
         self.backend = backend
         self.memory = memory
         self._linked: dict[int, tuple[Program, Linked]] = {}

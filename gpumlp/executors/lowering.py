@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
+from ..kernels import ACTIVATIONS
 from ..program import Operand, Program, plan
 
 Rewrite = Callable[[Program], Program]
@@ -25,7 +27,15 @@ def substitute(program: Program, by: dict[str, Operand], dropped: set[int]) -> P
     """Replace whole intermediate tensors by other operands, leave calls out, and forget unused tensors."""
 
     def swap(operand: Operand | None) -> Operand | None:
-        return by.get(operand.name, operand) if operand is not None else None
+        if operand is None or operand.name not in by:
+            return operand
+        whole = by[operand.name]  # of which the operand may be some columns
+        return replace(
+            whole,
+            shape=operand.shape,
+            start=whole.start + operand.start,
+            stride=whole.stride or operand.stride,
+        )
 
     kept = [i for i in range(len(program.calls)) if i not in dropped]
     calls = tuple(
@@ -54,3 +64,37 @@ def read_full_batch_in_place(program: Program) -> Program:
                 by[out.name] = source
                 dropped.add(i)
     return substitute(program, by, dropped) if dropped else program
+
+
+def fuse_bias_activation(program: Program) -> Program:
+    """Make one pass of ``add_bias`` and the activation right behind it."""
+    calls = list(program.calls)
+    dropped = set()
+    for i, (bias, activation) in enumerate(pairwise(calls)):
+        if (
+            bias.kernel == "add_bias"
+            and activation.kernel in ACTIVATIONS
+            and activation.operands[0] == bias.operands[1]
+        ):
+            operands = (bias.operands[0], *activation.operands)
+            calls[i + 1] = replace(activation, kernel=f"bias_{activation.kernel}", operands=operands)
+            dropped.add(i)
+    return substitute(replace(program, calls=tuple(calls)), {}, dropped)
+
+
+def fuse_gradient_bias(program: Program) -> Program:
+    """Make one pass of the gradient of an activation and the ``column_sums`` of what it gives."""
+    calls = list(program.calls)
+    dropped = set()
+    gradients = {f"{name}_grad" for name in ACTIVATIONS}
+    for i, gradient in enumerate(calls):
+        if gradient.kernel not in gradients:
+            continue
+        dx = gradient.operands[-1]
+        for k in range(i + 1, len(calls)):
+            if calls[k].kernel == "column_sums" and calls[k].operands[0] == dx:
+                operands = (*gradient.operands, calls[k].operands[1])
+                calls[i] = replace(gradient, kernel=f"{gradient.kernel}_bias", operands=operands)
+                dropped.add(k)
+                break
+    return substitute(replace(program, calls=tuple(calls)), {}, dropped)

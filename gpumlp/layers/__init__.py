@@ -87,5 +87,10 @@ def layer_to_dict(layer: Layer) -> dict[str, Any]:
 
 
 def layer_from_dict(spec: str | Mapping[str, Any] | Layer) -> Layer:
-    """Return a layer from ``{"name": ..., **settings}``, from a name where it needs no setting, or as it is."""
+    """Return a layer from ``{"name": ..., **settings}``, from a name where it needs no setting, or as it is.
+
+    Raises:
+        ValueError: unknown name or setting, or a bad value of one.
+        TypeError: none of the three.
+    """
     return build("layer", spec, Layer, LAYERS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..program import Builder, Operand
 from ..registry import build
+from ..settings import above_zero, check_number
 from .base import Layer
 
 
@@ -73,7 +74,7 @@ class LeakyReLU(Activation):
     kernel, settings = "leaky_relu", ("negative_slope",)
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = float(negative_slope)
+        self.negative_slope = check_number("negative_slope of LeakyReLU", negative_slope, "a finite number")
 
 
 class ELU(Activation):
@@ -82,7 +83,7 @@ class ELU(Activation):
     kernel, settings = "elu", ("alpha",)
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = float(alpha)
+        self.alpha = check_number("alpha of ELU", alpha, "a finite number")
 
 
 class SELU(Activation):
@@ -126,9 +127,7 @@ class Softplus(Activation):
     kernel, settings = "softplus", ("beta",)
 
     def __init__(self, beta: float = 1.0) -> None:
-        if not beta > 0:
-            raise ValueError(f"beta of Softplus is {beta!r}; expected a number greater than 0")
-        self.beta = float(beta)
+        self.beta = check_number("beta of Softplus", beta, "a number greater than 0", above_zero)
 
 
 class Sigmoid(Activation):
@@ -168,7 +167,12 @@ ACTIVATIONS: dict[str, type[Activation]] = {
 
 
 def get_activation(spec: str | Mapping[str, Any] | Activation) -> Activation:
-    """Return an activation from an object, a name, or ``{"name": ..., **settings}``."""
+    """Return an activation from an object, a name, or ``{"name": ..., **settings}``.
+
+    Raises:
+        ValueError: unknown name or setting, or a bad value of one.
+        TypeError: none of the three.
+    """
     return build("activation", spec, Activation, ACTIVATIONS)
 
 

@@ -72,6 +72,11 @@ class Layer:
         if "forward" in cls.__dict__:
             cls.forward = _built_first(cls.__dict__["forward"])  # type: ignore[method-assign]
 
+    @property
+    def is_python(self) -> bool:
+        """Whether the layer is Python code of a user's own, and not kernel calls."""
+        return type(self).emit_forward is Layer.emit_forward
+
     # --- what a layer declares ---------------------------------------------------------------------------------
 
     @property
@@ -100,10 +105,12 @@ class Layer:
 
     @property
     def parameter_specs(self) -> dict[str, ParameterSpec]:
+        """What `add_parameter` declared, by name."""
         return self.__dict__.setdefault("_parameter_specs", {})
 
     @property
     def state_specs(self) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Shape and first value of what `add_state` declared, by name."""
         return self.__dict__.setdefault("_state_specs", {})
 
     def freeze(self) -> Layer:
@@ -126,6 +133,9 @@ class Layer:
         shown = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, None)
+            # a setting that is kept under another name: its repr would come here again
+            if inspect.ismethod(value):
+                continue
             if parameter.default is parameter.empty:
                 shown.append(repr(value))
             elif value != parameter.default:
@@ -172,6 +182,9 @@ class Layer:
                 f"backward of {self!r} gave shape {value.shape}; expected that of its input, {dx.shape}"
             )
         dx[...] = value
+        if not self.trainable:  # what nothing learns from must not count where gradients are clipped
+            for gradient in self.grads.values():
+                gradient[...] = 0
 
     # --- parameters and passes by hand ---------------------------------------------------------------------------
 
@@ -222,14 +235,27 @@ class Layer:
         names = [*self.parameter_specs, *self.state_specs] if self._chain is not None else []
         return {name: getattr(self, name).copy() for name in names}
 
+    def attributes(self) -> dict[str, Any]:
+        """A copy of all that the layer is, apart from its memory."""
+        specs = ("_parameter_specs", "_state_specs")
+        return {key: dict(value) if key in specs else value for key, value in vars(self).items()}
+
     def _home(self, x: Array | None = None) -> Chain:
         """The network that the layer is part of, or one of its own where it is used alone."""
         from ..chain import Chain
 
         width = self.expected_features or (x.shape[1] if x is not None and x.ndim == 2 else None)
-        if self._chain is None or (self._alone and width not in (None, self.in_features)):
-            device = "cpu" if x is None or array_module(x).__name__ == "numpy" else "gpu"
-            dtype = "float64" if x is not None and str(x.dtype) == "float64" else "float32"
+        device = "cpu" if x is None or array_module(x).__name__ == "numpy" else "gpu"
+        dtype = "float64" if x is not None and str(x.dtype) == "float64" else "float32"
+        chain = self._chain
+        if chain is None or (
+            self._alone
+            and (
+                width not in (None, self.in_features)
+                or dtype > chain.dtype  # digits are never dropped
+                or (device == "gpu" and not chain.backend.is_gpu)
+            )
+        ):
             if width is None:
                 raise ValueError(f"{self!r} does not know its input width yet; call forward(x) first")
             Chain([self], in_features=width, device=device, dtype=dtype, alone=True)

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..checks import check_count
 from ..initializers import get_initializer
 from ..program import Builder, Operand
 from .base import Layer
-
-
-def check_width(name: str, value: Any) -> int:
-    """Return a width as an int.
-
-    Raises:
-        ValueError: not a whole number of at least 1.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return int(value)
 
 
 class Linear(Layer):
@@ -42,8 +32,8 @@ class Linear(Layer):
         weight_init: Any = "glorot_uniform",
         bias_init: Any = "zeros",
     ) -> None:
-        self.in_features = check_width("in_features", in_features)
-        self.out_features = check_width("out_features", out_features)
+        self.in_features = check_count("in_features", in_features)
+        self.out_features = check_count("out_features", out_features)
         self.has_bias = bool(bias)
         self.weight_init = get_initializer(weight_init)
         self.bias_init = get_initializer(bias_init)

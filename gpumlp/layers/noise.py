@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from ..program import Builder, Operand
+from ..settings import check_number, from_zero
 from .base import Layer
 
 
@@ -21,9 +20,8 @@ class Dropout(Layer):
     """
 
     def __init__(self, rate: float = 0.5) -> None:
-        if not 0 <= rate < 1:
-            raise ValueError(f"dropout rate is {rate!r}; expected a number of at least 0 and less than 1")
-        self.rate = float(rate)
+        expected = "a number of at least 0 and less than 1"
+        self.rate = check_number("dropout rate", rate, expected, lambda rate: 0 <= rate < 1)
 
     def emit_forward(self, b: Builder, x: Operand) -> Operand:
         if not b.training or self.rate == 0:
@@ -51,9 +49,7 @@ class GaussianNoise(Layer):
     """
 
     def __init__(self, std: float = 0.1) -> None:
-        if not (std >= 0 and math.isfinite(std)):
-            raise ValueError(f"std of the noise is {std!r}; expected a finite number of at least 0")
-        self.std = float(std)
+        self.std = check_number("std of the noise", std, "a finite number of at least 0", from_zero)
 
     def emit_forward(self, b: Builder, x: Operand) -> Operand:
         if not b.training or self.std == 0:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
+from ..checks import check_count
 from ..initializers import Constant
 from ..program import Builder, Operand
+from ..settings import check_number, from_zero
 from .base import Layer
-from .linear import check_width
 
 
 class _Normalisation(Layer):
@@ -17,12 +16,10 @@ class _Normalisation(Layer):
     affine: bool
 
     def _set(self, features: int, eps: float, affine: bool) -> None:
-        if not (eps >= 0 and math.isfinite(eps)):
-            raise ValueError(
-                f"eps of {type(self).__name__} is {eps!r}; expected a finite number of at least 0"
-            )
-        self.in_features = self.out_features = check_width("the number of features", features)
-        self.eps, self.affine = float(eps), bool(affine)
+        expected = "a finite number of at least 0"
+        self.eps = check_number(f"eps of {type(self).__name__}", eps, expected, from_zero)
+        self.in_features = self.out_features = check_count("the number of features", features)
+        self.affine = bool(affine)
 
     @property
     def expected_features(self) -> int | None:
@@ -59,6 +56,7 @@ class LayerNorm(_Normalisation):
 
     @property
     def normalized_features(self) -> int | None:
+        """The width, under the name that it is given by."""
         return self.in_features
 
     def emit_forward(self, b: Builder, x: Operand) -> Operand:
@@ -94,13 +92,13 @@ class BatchNorm1d(_Normalisation):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
     ) -> None:
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum of BatchNorm1d is {momentum!r}; expected a number from 0 to 1")
+        expected = "a number from 0 to 1"
+        self.momentum = check_number("momentum of BatchNorm1d", momentum, expected, lambda m: 0 <= m <= 1)
         self._set(num_features, eps, affine)
-        self.momentum = float(momentum)
 
     @property
     def num_features(self) -> int | None:
+        """The width, under the name that it is given by."""
         return self.in_features
 
     def build(self, in_features: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import CATALOGUE
-from . import activations, batches, losses, normalisation, optimizers, products
+from . import activations, batches, fused, losses, normalisation, optimizers, products
 
 MODULES = (batches, products, activations, normalisation, losses, optimizers)
 
@@ -28,7 +28,7 @@ def _collect() -> dict[str, Callable[..., None]]:
     found: dict[str, Any] = {}
     for module in MODULES:
         found.update({name: getattr(module, name) for name in CATALOGUE if hasattr(module, name)})
-    return found
+    return found | fused.KERNELS
 
 
 KERNELS = _collect()

@@ -27,7 +27,8 @@ def clip_by_value(xp: Any, gradients: Array, limit: float) -> None:
 
 def clip_by_norm(xp: Any, gradients: Array, limit: float) -> None:
     norm = xp.sqrt(xp.sum(xp.square(gradients, dtype=xp.float64)))
-    gradients *= xp.minimum(limit / (norm + 1e-30), 1.0).astype(gradients.dtype)
+    # 1e-6 is that of torch.nn.utils.clip_grad_norm_
+    gradients *= xp.minimum(limit / (norm + 1e-6), 1.0).astype(gradients.dtype)
 
 
 def _flagged(control: Array) -> bool:

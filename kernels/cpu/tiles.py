@@ -1,0 +1,372 @@
+"""Products of matrices by register tiles: vectors of sums that stay in registers over the inner side.
+
+BLAS packs its operands and checks its arguments before it computes; a net of a hundred units spends a third of its
+time on that. A tile here computes `rows` x `vectors` whole vectors of c with one pass over k, straight from the
+operands. Where a side does not divide, the last tile overlaps the one before: it computes the same numbers again,
+with the same bits. The order of summation is that of k, whatever the tile and the number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .intrinsics import itemsize, pointer
+
+
+@functools.cache
+def vector_bytes() -> int:
+    """Bytes of this processor's widest vectors."""
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know this processor
+        return 16
+    if features.get("avx512f"):
+        return 64
+    return 32 if features.get("avx2") else 16
+
+
+def _tile(rows: int, vectors: int, share: int) -> Any:
+    """Make the intrinsic that computes a tile of c.
+
+    Args:
+        rows: of the tile.
+        vectors: a row, each of `vector_bytes() / share` bytes.
+        share: 1 for the widest vectors, 2 for half of that, ...
+    """
+
+    @intrinsic
+    def tile(
+        typingctx: Any, like: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any, second: Any, c: Any, c_row: Any,
+        k: Any, more: Any,
+    ) -> Any:  # fmt: skip
+        """c = a b, or c += a b with `more`; a, b, c are addresses, the steps are in bytes, `second` is the distance
+        of the two vectors of a row."""
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, a, a_row, a_k, b, b_k, second, c, c_row, k, more = args
+            scalar = context.get_value_type(like.dtype)
+            width = vector_bytes() // share // (like.dtype.bitwidth // 8)
+            vector = ir.VectorType(scalar, width)
+            zero, nothing = ir.Constant(vector, [0.0] * width), ir.Constant(vector, ir.Undefined)
+            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * vectors)]
+            a_place = cgutils.alloca_once_value(builder, a)
+            b_place = cgutils.alloca_once_value(builder, b)
+            align = like.dtype.bitwidth // 8
+
+            def load_vector(address: Any) -> Any:
+                return builder.load(builder.inttoptr(address, vector.as_pointer()), align=align)
+
+            places = []
+            for _ in range(rows):
+                places += [c, builder.add(c, second)][:vectors]
+                c = builder.add(c, c_row)
+            with builder.if_then(builder.icmp_signed("!=", more, ir.Constant(i64, 0))):
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(load_vector(place), total)
+            with cgutils.for_range(builder, k, intp=i64):
+                a_here, b_here = builder.load(a_place), builder.load(b_place)
+                bs = [load_vector(b_here)]
+                if vectors == 2:
+                    bs.append(load_vector(builder.add(b_here, second)))
+                for i in range(rows):
+                    element = builder.load(builder.inttoptr(a_here, scalar.as_pointer()), align=align)
+                    one = builder.insert_element(nothing, element, ir.Constant(i32, 0))
+                    mask = ir.Constant(ir.VectorType(i32, width), [0] * width)
+                    spread = builder.shuffle_vector(one, nothing, mask)
+                    for j in range(vectors):
+                        place = sums[i * vectors + j]
+                        product = builder.fmul(spread, bs[j], flags=("contract",))
+                        builder.store(builder.fadd(builder.load(place), product, flags=("contract",)), place)
+                    a_here = builder.add(a_here, a_row)
+                builder.store(builder.add(builder.load(a_place), a_k), a_place)
+                builder.store(builder.add(b_here, b_k), b_place)
+            for total, place in zip(sums, places, strict=True):
+                builder.store(builder.load(total), builder.inttoptr(place, vector.as_pointer()), align=align)
+            return context.get_dummy_value()
+
+        return types.void(like, *[types.int64] * 10), codegen
+
+    return tile
+
+
+ROWS = 8 if vector_bytes() == 64 else 6
+"""Rows of a tile: with two vectors a row its sums take 16 of 32 registers, or 12 of 16."""
+
+tile_wide, tile_full, tile_half, tile_quarter = (
+    _tile(ROWS, 2, 1),
+    _tile(ROWS, 1, 1),
+    _tile(ROWS, 1, 2),
+    _tile(ROWS, 1, 4),
+)
+line_wide, line_full, line_half, line_quarter = _tile(1, 2, 1), _tile(1, 1, 1), _tile(1, 1, 2), _tile(1, 1, 4)
+WIDEST = vector_bytes()
+
+K_WHOLE, K_BLOCK = 1024, 512
+"""An inner side up to the first is taken in one pass; a longer one in blocks of the second."""
+M_BLOCK, M_BLOCK_PACKED = 1024, 256
+"""Rows of c that a block of columns of b serves; fewer where a is packed, which must fit the second cache too."""
+PANEL_BYTES = K_WHOLE * 2 * WIDEST
+"""Working memory for a panel of b."""
+
+
+@njit
+def packs_a(a_row, a_k, n, k, size):
+    """Whether a is packed: its columns are read as rows, from places far apart, often enough to pay."""
+    return a_row == size and a_k != size and n * size >= 4 * WIDEST and (k > K_WHOLE or a_k % 4096 == 0)
+
+
+def work_bytes(a_row: int, a_k: int, n: int, k: int, size: int) -> int:
+    """Return the bytes of working memory that `product` needs, for the sizes and steps that it takes."""
+    if not packs_a.py_func(a_row, a_k, n, k, size):
+        return PANEL_BYTES
+    return PANEL_BYTES + M_BLOCK_PACKED * (K_BLOCK if k > K_WHOLE else k) * size
+
+
+@intrinsic
+def transpose_square(typingctx: Any, like: Any, source: Any, source_row: Any, out: Any, out_row: Any) -> Any:
+    """Write the transpose of a square block as wide as a vector, by exchanges between rows; steps in bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, source, source_row, out, out_row = args
+        scalar = context.get_value_type(like.dtype)
+        align = like.dtype.bitwidth // 8
+        width = vector_bytes() // align
+        vector, i32 = ir.VectorType(scalar, width), ir.IntType(32)
+        rows = []
+        for _ in range(width):
+            rows.append(builder.load(builder.inttoptr(source, vector.as_pointer()), align=align))
+            source = builder.add(source, source_row)
+        half = width // 2
+        while half:
+            # lanes whose index has the bit `half` change places with the row that lies `half` away
+            low = [lane if not lane & half else width + lane - half for lane in range(width)]
+            high = [lane + half if not lane & half else width + lane for lane in range(width)]
+            masks = [ir.Constant(ir.VectorType(i32, width), lanes) for lanes in (low, high)]
+            for i in range(width):
+                if not i & half:
+                    pair = rows[i], rows[i + half]
+                    rows[i], rows[i + half] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            half //= 2
+        for row in rows:
+            builder.store(row, builder.inttoptr(out, vector.as_pointer()), align=align)
+            out = builder.add(out, out_row)
+        return context.get_dummy_value()
+
+    return types.void(like, *[types.int64] * 4), codegen
+
+
+@njit
+def _panel(like, a, a_row, a_k, b, b_k, second, c, c_row, m, k, more, exact, kind):
+    """One or two vectors of columns, all rows."""
+    i = 0
+    while i < m:
+        if i + ROWS <= m or (m >= ROWS and not exact):
+            i = min(i, m - ROWS)
+            a_here, c_here = a + i * a_row, c + i * c_row
+            if kind == 0:
+                tile_wide(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            elif kind == 1:
+                tile_full(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            elif kind == 2:
+                tile_half(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            else:
+                tile_quarter(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            i += ROWS
+        else:
+            a_here, c_here = a + i * a_row, c + i * c_row
+            if kind == 0:
+                line_wide(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            elif kind == 1:
+                line_full(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            elif kind == 2:
+                line_half(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            else:
+                line_quarter(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
+            i += 1
+
+
+@njit
+def _element(like, address):
+    return carray(pointer(address, like), (1,))
+
+
+@njit
+def _pack_rows(like, source, source_row, out, out_row, rows, columns):
+    """Copy a matrix to where its rows lie together."""
+    for i in range(rows):
+        x = carray(pointer(source + i * source_row, like), (columns,))
+        y = carray(pointer(out + i * out_row, like), (columns,))
+        for j in range(columns):
+            y[j] = x[j]
+
+
+@njit
+def _pack_transposed(like, source, source_row, out, out_row, rows, columns):
+    """out[i, j] = source[j, i] for i < rows, j < columns."""
+    size = itemsize(like)
+    width = WIDEST // size
+    if rows < width or columns < width:
+        for i in range(rows):
+            for j in range(columns):
+                _element(like, out + i * out_row + j * size)[0] = _element(
+                    like, source + j * source_row + i * size
+                )[0]
+        return
+    for j0 in range(0, columns, width):
+        j = min(j0, columns - width)
+        for i0 in range(0, rows, width):
+            i = min(i0, rows - width)
+            transpose_square(
+                like, source + j * source_row + i * size, source_row, out + i * out_row + j * size, out_row
+            )
+
+
+@njit
+def _columns(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, k, more, exact, kind):
+    """One panel of columns of c; b is packed where its rows lie far apart, and where it must be turned."""
+    size = itemsize(like)
+    vector = WIDEST // size
+    columns = (
+        2 * vector if kind == 0 else (vector if kind == 1 else (vector // 2 if kind == 2 else vector // 4))
+    )
+    if turned:
+        _pack_transposed(like, b, b_row, work, columns * size, k, columns)
+    elif packed:
+        _pack_rows(like, b, b_row, work, columns * size, k, columns)
+    if turned or packed:
+        _panel(like, a, a_row, a_k, work, columns * size, vector * size, c, c_row, m, k, more, exact, kind)
+    else:
+        _panel(like, a, a_row, a_k, b, b_row, vector * size, c, c_row, m, k, more, exact, kind)
+
+
+@njit
+def _few_columns(like, a, a_row, a_k, b, b_row, b_column, c, c_row, m, n, k, more):
+    """Columns too few for a vector, one sum at a time."""
+    size = itemsize(like)
+    # of the type of c, without its value: that may be NaN
+    zero = _element(like, c)[0]
+    zero = type(zero)(0)
+    for i in range(m):
+        for j in range(n):
+            place = _element(like, c + i * c_row + j * size)
+            total = place[0] if more else zero
+            for p in range(k):
+                total += (
+                    _element(like, a + i * a_row + p * a_k)[0]
+                    * _element(like, b + p * b_row + j * b_column)[0]
+                )
+            place[0] = total
+
+
+@njit
+def _block(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, n, k, more, exact):
+    """All columns of a block of rows, from the widest panels to the narrowest.
+
+    A rest is covered by a last panel that overlaps, or in narrower panels and single columns where sums go on
+    (`exact`): there an overlap would be added twice.
+    """
+    size = itemsize(like)
+    vector = WIDEST // size
+    step = b_row if turned else size  # from column to column of b
+    j = 0
+    for kind in range(4):
+        columns = (
+            2 * vector
+            if kind == 0
+            else (vector if kind == 1 else (vector // 2 if kind == 2 else vector // 4))
+        )
+        while n - j >= columns:
+            b_here, c_here = b + j * step, c + j * size
+            _columns(
+                like,
+                a,
+                a_row,
+                a_k,
+                b_here,
+                b_row,
+                turned,
+                packed,
+                work,
+                c_here,
+                c_row,
+                m,
+                k,
+                more,
+                exact,
+                kind,
+            )
+            j += columns
+        if j < n and not exact and n >= columns and (n - j) * 2 > columns:
+            b_here, c_here = b + (n - columns) * step, c + (n - columns) * size
+            _columns(
+                like,
+                a,
+                a_row,
+                a_k,
+                b_here,
+                b_row,
+                turned,
+                packed,
+                work,
+                c_here,
+                c_row,
+                m,
+                k,
+                more,
+                exact,
+                kind,
+            )
+            j = n
+    if j < n and not exact and n >= vector // 4:
+        b_here, c_here = b + (n - vector // 4) * step, c + (n - vector // 4) * size
+        _columns(
+            like, a, a_row, a_k, b_here, b_row, turned, packed, work, c_here, c_row, m, k, more, exact, 3
+        )
+        j = n
+    if j < n:
+        b_row_k, b_column = (size, b_row) if turned else (b_row, size)
+        _few_columns(
+            like, a, a_row, a_k, b + j * step, b_row_k, b_column, c + j * size, c_row, m, n - j, k, more
+        )
+
+
+@njit
+def product(like, a, a_row, a_k, b, b_row, turned, c, c_row, m, n, k, work):
+    """c = a b, or c = a b^T where `turned`; addresses, and steps in bytes.
+
+    Args:
+        like: a pointer that carries the type.
+        a, a_row, a_k: element (i, k) of a lies at a + i a_row + k a_k; one of the two steps is an element's size.
+        b, b_row: b is (k, n) with rows `b_row` apart; (n, k) where `turned`.
+        c, c_row: c is (m, n).
+        m, n, k: sizes.
+        work: `work_bytes(...)` of this worker's own.
+    """
+    size = itemsize(like)
+    exact = k > K_WHOLE
+    deep = K_BLOCK if exact else k
+    # a step of a multiple of 4096 bytes puts all rows into the same few places of a cache
+    packed = m >= 128 or (m >= 16 and b_row % 4096 == 0)
+    gathered = packs_a(a_row, a_k, n, k, size)
+    block = M_BLOCK_PACKED if gathered else M_BLOCK
+    a_work = work + PANEL_BYTES
+    for k0 in range(0, k, deep):
+        depth = min(deep, k - k0)
+        b_here = b + k0 * (size if turned else b_row)
+        for i0 in range(0, m, block):
+            rows = min(block, m - i0)
+            a_here, step = a + i0 * a_row + k0 * a_k, a_k
+            if gathered:
+                _pack_rows(like, a_here, a_k, a_work, block * size, depth, rows)
+                a_here, step = a_work, block * size
+            _block(
+                like, a_here, a_row, step, b_here, b_row, turned, packed, work, c + i0 * c_row, c_row, rows, n, depth,
+                k0 > 0, exact,
+            )  # fmt: skip
