@@ -33,6 +33,7 @@ from .layers import (
     Tanh,
 )
 from .losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, KLDivergence, SoftmaxMSE
+from .many import fit_many, make_trainers
 from .model import Model, load_model
 from .network import Sequential, mlp
 from .optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -99,10 +100,12 @@ __all__ = [
     "__version__",
     "cross_validate",
     "data",
+    "fit_many",
     "get_backend",
     "initializers",
     "load_model",
     "losses",
+    "make_trainers",
     "metrics",
     "mlp",
     "optimizers",

@@ -1,8 +1,7 @@
-"""Splits of the rows, and cross-validation."""
+"""Cross-validation: fresh networks on shuffled folds."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,32 +10,11 @@ import numpy as np
 
 from .checks import check_count, check_lengths
 from .history import History
+from .many import fit_many, make_trainers
 from .network import Sequential
-from .trainer import Trainer
+from .splits import fold_rows, split_rows
 
-
-def split_rows(n: int, share: float, labels: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (training, held) indices of `n` rows, a share of them held, in each class alike where labels allow.
-
-    Raises:
-        ValueError: a share that leaves one side empty.
-    """
-    held = round(n * share)
-    if not 0 < held < n:
-        raise ValueError(f"validation_split {share} of {n} rows leaves one side empty; give another share")
-    from sklearn.model_selection import train_test_split
-
-    stratify = _stratifiable(labels, held, n - held)
-    train, test = train_test_split(np.arange(n), test_size=held, random_state=seed, stratify=stratify)
-    return np.sort(train), np.sort(test)
-
-
-def _stratifiable(labels: np.ndarray | None, *sizes: int) -> np.ndarray | None:
-    """The labels where every class has two rows and every side has room for all classes, else None."""
-    if labels is None:
-        return None
-    _, counts = np.unique(labels, return_counts=True)
-    return labels if counts.min() >= 2 and min(sizes) >= len(counts) else None
+__all__ = ["CrossValidation", "cross_validate", "fold_rows", "split_rows"]
 
 
 @dataclass
@@ -74,24 +52,6 @@ class CrossValidation:
         return "\n".join(lines)
 
 
-def fold_rows(n: int, k: int, labels: np.ndarray | None, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the (training, held) rows of `k` shuffled folds, in each class alike where labels are given.
-
-    Raises:
-        ValueError: fewer rows, or fewer of a class, than folds.
-    """
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    if k > n:
-        raise ValueError(f"k is {k}; expected at most the number of rows, {n}")
-    if labels is None:
-        return list(KFold(k, shuffle=True, random_state=seed).split(np.empty(n)))
-    fewest = int(np.unique(labels, return_counts=True)[1].min())
-    if fewest < k:
-        raise ValueError(f"a class has {fewest} rows, fewer than k = {k}; lower k, or give stratify=False")
-    return list(StratifiedKFold(k, shuffle=True, random_state=seed).split(np.empty(n), labels))
-
-
 def cross_validate(
     make_network: Callable[[], Sequential],
     X: Any,
@@ -108,6 +68,7 @@ def cross_validate(
     dtype: Any = None,
     sample_weight: Any = None,
     validate: bool = False,
+    workers: int | None = None,
     progress: bool = True,
     **fit_settings: Any,
 ) -> CrossValidation:
@@ -123,50 +84,47 @@ def cross_validate(
         seed: of folds, weights, batches.
         callbacks: returns new callbacks for a fold.
         validate: also measure the held rows while training, for curves per fold.
-        progress: show the progress of each fold.
+        workers: folds at a time; None for the CPUs that are there.
+        progress: one bar for all folds.
         fit_settings: of `Trainer.fit`: epochs, batch_size, ...
 
     Raises:
         ValueError: data or settings that do not fit.
     """
     k = check_count("k", k, least=2)
-    for name in ("validation_data", "validation_split", "rows"):
+    if not callable(make_network):
+        raise TypeError(
+            f"make_network is a {type(make_network).__name__}; expected a function that returns a new network, "
+            "for example lambda: gm.mlp((4, 16, 3))"
+        )
+    for name in ("validation_data", "validation_split", "rows", "held_rows"):
         if name in fit_settings:
             raise ValueError(f"cross_validate takes no {name}: the folds are the validation data")
     X = X if isinstance(X, np.ndarray) else np.asarray(X)
     check_lengths(len(X), y=y, sample_weight=sample_weight)
     y = np.asarray(y)
-    trainers = []
-    for fold in range(k):
-        network = make_network()
-        settings = copy.deepcopy((loss, optimizer, metrics))
-        trainers.append(
-            Trainer(
-                network,
-                loss=settings[0],
-                optimizer=settings[1],
-                metrics=settings[2],
-                seed=seed + fold,
-                device=device,
-                dtype=dtype,
-                callbacks=callbacks() if callbacks else None,
-            )
-        )
+    settings = [
+        {"seed": seed + fold, **({"callbacks": callbacks()} if callbacks else {})} for fold in range(k)
+    ]
+    common = {"loss": loss, "optimizer": optimizer, "metrics": metrics, "device": device, "dtype": dtype}
+    trainers = make_trainers(settings, make_network, **common)
     classification = trainers[0].loss.is_classification and y.ndim == 1
     labels = y if (classification if stratify is None else stratify) else None
     folds = fold_rows(len(X), k, labels, seed)
-    scores, histories = [], []
-    for trainer, (train, held) in zip(trainers, folds, strict=True):
-        weights = None if sample_weight is None else np.asarray(sample_weight)
-        history = trainer.fit(
-            X,
-            y,
-            rows=train,
-            held_rows=held if validate else None,
-            sample_weight=weights,
-            progress=progress,
-            **fit_settings,
-        )
-        histories.append(history)
-        scores.append({**trainer.evaluate(X, y, weights, rows=held), "train_loss": history["loss"][-1]})
+    weights = None if sample_weight is None else np.asarray(sample_weight)
+    histories = fit_many(
+        trainers,
+        X,
+        y,
+        rows=[train for train, _ in folds],
+        held_rows=[held for _, held in folds] if validate else None,
+        sample_weight=weights,
+        workers=workers,
+        progress=progress,
+        **fit_settings,
+    )
+    scores = [
+        {**trainer.evaluate(X, y, weights, rows=held), "train_loss": history["loss"][-1]}
+        for trainer, history, (_, held) in zip(trainers, histories, folds, strict=True)
+    ]
     return CrossValidation(scores, histories, [t.network for t in trainers], folds)

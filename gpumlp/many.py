@@ -1,0 +1,184 @@
+"""Many networks at once over one data set: each trains in a thread of its own, and nothing is copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+
+from .callbacks import Callback
+from .checks import as_matrix, check_count, check_lengths
+from .cpus import cpu_counts
+from .failure import NonFiniteLossError
+from .history import History
+from .network import Sequential
+from .progress import Progress, deferred_interrupt
+from .trainer import Trainer
+
+
+def make_trainers(
+    members: Sequence[Any], make_network: Callable[[], Sequential] | None = None, **settings: Any
+) -> list[Trainer]:
+    """Return a trainer for each of many networks, of settings, or of seeds.
+
+    Args:
+        members: networks; or, with `make_network`, numbers (seeds), or mappings of settings of `Trainer` that differ
+            from network to network, for example ``{"optimizer": gm.SGD(lr=0.1), "seed": 3}``.
+        make_network: returns a new network, where `members` are not networks.
+        settings: of `Trainer` that all have in common: loss, optimizer, ...
+
+    Raises:
+        TypeError: members of another kind, or no `make_network` where it is needed.
+        ValueError: no member, one network twice, or settings that do not fit.
+    """
+    trainers: list[Trainer] = []
+    if not len(members):
+        raise ValueError(
+            "there is no network to train; give at least one network, mapping of settings, or seed"
+        )
+    for member in members:
+        own: dict[str, Any] = {}
+        if isinstance(member, Sequential):
+            network = member
+        elif make_network is None:
+            raise TypeError(
+                f"a member is a {type(member).__name__}; expected networks, or give make_network=, a function that "
+                "returns a new one"
+            )
+        else:
+            network = make_network()
+            own = (
+                dict(member)
+                if isinstance(member, Mapping)
+                else {"seed": check_count("seed", member, least=0)}
+            )
+        if any(network is trainer.network for trainer in trainers):
+            source = "make_network returned" if make_network else "members hold"
+            raise ValueError(f"{source} the same network twice; each member needs a new one")
+        # losses, optimizers and callbacks may have state that networks must not share
+        trainers.append(Trainer(network, **{**copy.deepcopy(settings), **own}))
+    return trainers
+
+
+class _Count(Callback):
+    """Notes how many epochs a member has done."""
+
+    every_epoch = False
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.loss = float("nan")
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        self.done, self.loss = epoch, logs["loss"]
+
+
+def fit_many(
+    trainers: Sequence[Trainer],
+    X: Any,
+    y: Any,
+    *,
+    epochs: int = 10,
+    rows: Sequence[Any] | None = None,
+    held_rows: Sequence[Any] | None = None,
+    sample_weight: Any = None,
+    workers: int | None = None,
+    progress: bool = True,
+    **fit_settings: Any,
+) -> list[History]:
+    """Train many networks side by side on the same data; each ends with the bits that it would have alone.
+
+    Args:
+        trainers: one a network; `make_trainers` makes them from networks, settings or seeds. One that names no
+            ``threads`` trains in one.
+        X, y, sample_weight, epochs: as in `Trainer.fit`; read by all where they are.
+        rows: for each trainer the rows to train on; None for all rows.
+        held_rows: for each trainer the rows to validate on; None for none.
+        workers: networks at a time; None for the CPUs that are there.
+        progress: one bar for all of them.
+        fit_settings: of `Trainer.fit`: batch_size, validate_every, ...
+
+    Returns:
+        The histories, in the order of `trainers`.
+
+    Raises:
+        ValueError: data or settings that do not fit.
+        NonFiniteLossError: of the first network whose loss was lost, once all others are trained.
+    """
+    trainers = list(trainers)
+    for name, given in (("rows", rows), ("held_rows", held_rows)):
+        if given is not None and len(given) != len(trainers):
+            raise ValueError(
+                f"{name} has {len(given)} entries; expected one for each of {len(trainers)} trainers"
+            )
+    if len({id(t.network) for t in trainers}) < len(trainers) or not trainers:
+        raise ValueError("fit_many needs at least one trainer, and a network of its own for each")
+    dtypes = {trainer.network.dtype for trainer in trainers}
+    if len(dtypes) == 1:  # converted once, and then read where it is by all
+        X = as_matrix(X, dtypes.pop())
+    y = np.asarray(y)
+    check_lengths(len(X), y=y, sample_weight=sample_weight)
+    counts = [_Count() for _ in trainers]
+
+    def train(i: int) -> History:
+        trainer = trainers[i]
+        threads, callbacks = trainer.threads, trainer.callbacks
+        trainer.threads, trainer.callbacks = threads or 1, [*callbacks, counts[i]]
+        try:
+            return trainer.fit(
+                X,
+                y,
+                epochs=epochs,
+                rows=None if rows is None else rows[i],
+                held_rows=None if held_rows is None else held_rows[i],
+                sample_weight=sample_weight,
+                progress=False,
+                **fit_settings,
+            )
+        finally:
+            trainer.threads, trainer.callbacks = threads, callbacks
+
+    on_gpu = any(trainer.network.backend.is_gpu for trainer in trainers)
+    size = check_count("workers", workers) if workers is not None else int(cpu_counts()["usable"] or 1)
+    bar = Progress(progress, epochs * len(trainers))
+    with (
+        deferred_interrupt() as interrupt,
+        ThreadPoolExecutor(1 if on_gpu else min(size, len(trainers))) as pool,
+    ):
+        futures = [pool.submit(train, i) for i in range(len(trainers))]
+        try:
+            _watch(futures, counts, bar, lambda: interrupt.pressed)
+        except BaseException:
+            for trainer, future in zip(trainers, futures, strict=True):
+                future.cancel()
+                trainer.stop("interrupted")
+            raise
+        finally:
+            bar.close()
+    return [future.result() for future in futures]
+
+
+def _watch(
+    futures: Sequence[Future[History]],
+    counts: Sequence[_Count],
+    bar: Progress,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Show the progress until all are done; raise what one raised, but let a lost loss wait for the others."""
+    shown, pending = 0, set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        total = sum(count.done for count in counts)
+        losses = [count.loss for count in counts if count.loss == count.loss]
+        if total > shown:
+            bar.advanced(total - shown, f"best loss {min(losses):.4g}" if losses else "")
+            shown = total
+        if interrupted():
+            raise KeyboardInterrupt
+        for future in done:
+            error = future.exception()
+            if error is not None and not isinstance(error, NonFiniteLossError):
+                raise error
