@@ -1,0 +1,65 @@
+"""Calling one compiled kernel by itself, as the walker calls it: with rows of addresses, for each worker in turn."""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from gpumlp.kernels.cpu import address
+from gpumlp.kernels.cpu.intrinsics import ROW_WIDTH, WORK, WORKER, WORKERS
+
+import gpumlp as gm
+from gpumlp.arena import Arena
+from gpumlp.executors.linking import encode, instruct, work_bytes
+from gpumlp.program import Call, Memory, Operand, Program
+
+_signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def _operand(name: str, array: np.ndarray | None) -> Operand | None:
+    if array is None:
+        return None
+    stride = array.strides[0] // array.itemsize if array.ndim == 2 and len(array) > 1 else None
+    width = array.shape[1] if array.ndim == 2 else None
+    return Operand(name, "", array.shape, str(array.dtype), stride=None if stride == width else stride)
+
+
+def _base(array: np.ndarray) -> np.ndarray:
+    """The memory of a matrix whose rows lie apart, as whole rows of that width."""
+    if array.ndim != 2 or array.flags.c_contiguous:
+        return array
+    stride = array.strides[0] // array.itemsize
+    return np.lib.stride_tricks.as_strided(
+        array, (len(array), stride), (stride * array.itemsize, array.itemsize)
+    )
+
+
+def _run_compiled(
+    kernel: str,
+    arrays: Mapping[str, np.ndarray | None],
+    scalars: Mapping[str, Any],
+    dtype: str,
+    workers: int = 1,
+) -> None:
+    call = Call(kernel, tuple(_operand(name, array) for name, array in arrays.items()), scalars)
+    memory = Memory({}, {name: _base(array) for name, array in arrays.items() if array is not None})
+    nothing = Arena(gm.get_backend("cpu"), ())
+    instructions = instruct(Program((call,), {}, frozenset(), 1, dtype), memory, nothing)
+    keep: list[Any] = []
+    functions = [address(instruction.kernel, dtype) for instruction in instructions]
+    (row,) = encode(instructions, functions, ROW_WIDTH, keep)
+    work = np.full(work_bytes(instructions) // 8 + 8, np.nan)  # what is read there before it is written shows
+    for worker in range(workers):
+        ctx = np.zeros(16, np.int64)
+        ctx[[WORKER, WORKERS, WORK]] = worker, workers, work.ctypes.data
+        _signature(functions[0])(row.ctypes.data, ctx.ctypes.data, 0)
+
+
+@pytest.fixture(scope="session")
+def run_compiled() -> Callable[..., None]:
+    """Run a compiled kernel on arrays: ``run_compiled(kernel, {operand: array}, scalars, dtype, workers)``.
+
+    A matrix may be some columns of a wider one. The workers' shares are done one after the other.
+    """
+    return _run_compiled

@@ -1,0 +1,255 @@
+"""gpumlp bench: what it measures, prints, writes and refuses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpumlp.backend import get_backend
+from gpumlp.commands import bench
+from gpumlp.commands.bench import Round, Session, Stopwatch
+from gpumlp.machine import executor_name
+from gpumlp.workloads import WORKLOADS, TrainingData
+
+EXECUTOR = executor_name(get_backend("cpu"))
+REDUCED = {name: workload.reduced(min(workload.rows, 128)) for name, workload in WORKLOADS.items()}
+
+
+@pytest.fixture(autouse=True)
+def reduced(monkeypatch):
+    """The workloads on a few rows; no folder with MNIST."""
+    monkeypatch.delenv("GPUMLP_DATA", raising=False)
+    monkeypatch.setattr(bench, "WORKLOADS", REDUCED)
+
+
+def arguments(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_parser(parser.add_subparsers())
+    return parser.parse_args(["bench", "--device", "cpu", "--seconds", "0.02", "--rounds", "2", *given])
+
+
+def run(*given: str) -> int:
+    args = arguments(*given)
+    return args.run(args)
+
+
+def test_a_run_prints_a_row_for_each_workload_and_what_it_ran_on(capsys):
+    assert run() == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.split()[0] in WORKLOADS]
+    assert [row.split()[:4] for row in rows] == [[name, "cpu", EXECUTOR, "float32"] for name in WORKLOADS]
+    assert ["epoch" in row for row in rows] == [w.it == "epoch" for w in WORKLOADS.values()]
+    assert any(line.startswith("peak:") for line in lines)
+    assert any(line.startswith("machine:") for line in lines)
+    (data,) = (line for line in lines if line.startswith("data:"))
+    assert "ee6132, mlpnn: synthetic" in data
+
+
+def test_json_has_the_numbers_beside_what_they_were_measured_on(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    assert run("--json", str(path), "--workload", "small", "--workload", "ee6132,mlpnn") == 0
+    result = json.loads(path.read_text())
+    assert result["versions"]["numpy"] == np.__version__
+    assert result["machine"]["cpu"]
+    assert result["machine"]["cpus"]["usable"] >= 1
+    assert {"memory_bytes", "blas", "gpus"} <= set(result["machine"])
+    assert "commit" in result
+    assert result["settings"] == {"seconds": 0.02, "rounds": 2, "device": "cpu", "dtype": "float32"}
+    assert [r["workload"] for r in result["results"]] == ["small", "ee6132", "mlpnn"]
+    for r in result["results"]:
+        workload = REDUCED[r["workload"]]
+        assert r["sizes"] == list(workload.sizes)
+        assert (r["rows"], r["batch_size"], r["dtype"]) == (workload.rows, workload.step_rows, "float32")
+        assert r["optimizer"] == {"name": "sgd", "lr": workload.lr}
+        assert (r["device"], r["executor"], r["it"]) == ("cpu", EXECUTOR, workload.it)
+        its, steps, samples = (r[f"{key}_per_second"] for key in ("it", "steps", "samples"))
+        for spread in (its, steps, samples):
+            assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+        per_it = 1 if workload.it == "step" else workload.steps
+        assert its["median"] * per_it == pytest.approx(steps["median"])
+        assert r["gflops"] == pytest.approx(samples["median"] * workload.flops_per_sample / 1e9)
+        assert r["share_of_peak"] == pytest.approx(r["gflops"] / result["peak"]["gflops"])
+        assert r["cpu_seconds_per_second"] > 0
+        assert len(r["rounds"]) == 2
+        rates = [part["steps"] / part["seconds"] for part in r["rounds"]]
+        assert (min(rates), max(rates)) == pytest.approx((steps["min"], steps["max"]))
+        assert math.isfinite(r["losses"]["end"])
+        assert r["losses"]["checked"] < r["losses"]["start"]
+
+
+def test_rounds_of_the_workloads_take_turns(monkeypatch):
+    order = []
+    measure_round = Session.measure_round
+
+    def noted(session):
+        order.append(session.workload.name)
+        measure_round(session)
+
+    monkeypatch.setattr(Session, "measure_round", noted)
+    assert run("--workload", "small,clf", "--rounds", "3") == 0
+    assert order == ["small", "clf"] * 3
+
+
+def test_workloads_of_one_data_set_share_its_memory(monkeypatch):
+    sets = []
+    start = Session.__init__
+
+    def noted(session, workload, data, device):
+        sets.append(data)
+        start(session, workload, data, device)
+
+    monkeypatch.setattr(Session, "__init__", noted)
+    assert run("--workload", "ee6132,mlpnn", "--rounds", "1") == 0
+    assert sets[0] is sets[1]
+
+
+# --- the check before the time -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [(0.0, "the loss went from .* to .* in the warm-up"), (1e30, "epoch")],
+    ids=["a loss that stays", "a loss that overflows"],
+)
+def test_a_training_that_fails_is_not_timed(tmp_path, monkeypatch, capsys, lr, message):
+    monkeypatch.setattr(bench, "WORKLOADS", {"small": replace(REDUCED["small"], lr=lr)})
+    monkeypatch.setattr(Session, "measure_round", lambda self: pytest.fail("a failed training was timed"))
+    path = tmp_path / "bench.json"
+    assert run("--json", str(path)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    errors = [line for line in captured.err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert not path.exists()
+
+
+# --- the stopwatch -------------------------------------------------------------------------------------------------
+
+
+def timed(leave_out: bool, epochs: int, batch_size: int | None) -> tuple[Round, int]:
+    stopwatch = Stopwatch()
+    stopwatch.leave_out_first_epoch = leave_out
+    workload = REDUCED["small"]
+    data = workload.load()
+    trainer = workload.trainer("cpu", callbacks=[stopwatch])
+    trainer.fit(data.X, data.y, epochs=epochs, batch_size=batch_size, progress=False)
+    assert trainer.history.steps == epochs * (1 if batch_size is None else -(-128 // batch_size))
+    return stopwatch.measured, trainer.history.steps
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_the_stopwatch_counts_what_it_times(batch_size):
+    measured, steps = timed(False, 6, batch_size)
+    assert measured.steps == steps
+    assert measured.samples == 6 * 128
+    assert measured.seconds > 0
+    assert measured.cpu_seconds >= 0
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_the_stopwatch_leaves_out_the_first_epoch_when_told(batch_size):
+    measured, steps = timed(True, 6, batch_size)
+    assert 0 < measured.steps <= steps * 5 / 6
+    assert 0 < measured.samples <= 5 * 128
+
+
+def test_the_stopwatch_times_all_of_a_training_that_is_one_block():
+    measured, steps = timed(True, 1, None)
+    assert measured.steps == steps == 1
+    assert measured.samples == 128
+
+
+def test_the_length_of_a_round_is_set_by_the_warm_up():
+    workload = REDUCED["small"]
+    session = Session(workload, workload.load(), "cpu")
+    session.warm_up(0.2)
+    session.measure_round()
+    # a busy machine is slower or faster by some factor, not by a hundred
+    assert 0.002 < session.rounds[0].seconds < 20
+    assert session.epochs > 1
+
+
+def test_a_session_trains_at_least_an_epoch_a_round():
+    workload = REDUCED["mlpnn"]
+    data = workload.load()
+    session = Session(workload, TrainingData(data.X, data.y, "rows"), "cpu")
+    session.warm_up(1e-6)
+    session.measure_round()
+    assert session.epochs == 1
+    assert session.rounds[0].steps == 1
+
+
+# --- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, list(WORKLOADS)),
+        (["small,clf"], ["small", "clf"]),
+        (["clf", "small", "clf"], ["clf", "small"]),
+        ([" Small , EE6132"], ["small", "ee6132"]),
+    ],
+)
+def test_workloads_are_chosen_by_name_each_once(given, expected):
+    assert [w.name for w in bench.chosen_workloads(given)] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--workload", "smal"], "unknown workload 'smal'; did you mean 'small'"),
+        (["--workload", "small,xyz"], "unknown workload 'xyz'; expected one of clf, deepwide"),
+        (["--workload", ""], "unknown workload ''"),
+        (["--rounds", "0"], "rounds is 0; expected a whole number of at least 1"),
+        (["--seconds", "0"], "seconds is 0.0; expected a number greater than 0"),
+        (["--seconds", "nan"], "seconds is nan"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--json", "no/such/folder/a.json"], "there is no folder 'no/such/folder'; create it first"),
+        (["--json", "."], "it is a folder; give the name of a file"),
+        (["--workload", "ee6132", "--data-dir", "."], "there are no MNIST files in '.'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_measured(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "warm_up", lambda self, seconds: pytest.fail("it measured"))
+    with pytest.raises(ValueError) as caught:
+        run(*given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_an_error(no_gpu):
+    with pytest.raises(ValueError, match="CuPy does not import"):
+        run("--device", "gpu")
+
+
+def test_the_help_names_every_workload(capsys):
+    with pytest.raises(SystemExit):
+        arguments("--help")
+    text = capsys.readouterr().out
+    assert all(name in text for name in WORKLOADS)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.9834, "0.983"),
+        (41.66, "41.7"),
+        (1281.2, "1,281"),
+        (358679.4, "358,679"),
+        (0.00123, "0.00123"),
+        (0.0, "0"),
+        (math.nan, "nan"),
+    ],
+)
+def test_numbers_have_three_digits_or_all_before_the_point(value, text):
+    assert bench._number(value) == text

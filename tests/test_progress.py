@@ -1,0 +1,119 @@
+"""gpumlp.progress: a bar on a terminal, a line an epoch elsewhere, nothing on request."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+
+X = np.random.default_rng(0).normal(size=(20, 3))
+Y = X @ [1.0, 2.0, 3.0]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def fit(**settings) -> gm.Trainer:
+    callbacks = settings.pop("callbacks", None)
+    trainer = gm.Trainer(
+        gm.mlp((3, 4, 1), device="cpu"), loss="mse", optimizer=gm.SGD(0.01), callbacks=callbacks
+    )
+    trainer.fit(X, Y, batch_size=None, **{"epochs": 4, **settings})
+    return trainer
+
+
+def test_there_is_one_line_an_epoch_where_the_stream_is_no_terminal(capsys):
+    trainer = fit(validation_split=0.2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 4
+    for i, line in enumerate(lines):
+        found = re.fullmatch(r"epoch (\d)/4: loss (\S+), val_loss (\S+), (\S+) it/s", line)
+        assert found, line
+        assert int(found[1]) == i + 1
+        assert float(found[2]) == pytest.approx(trainer.history["loss"][i], rel=1e-5)
+        assert float(found[3]) == pytest.approx(trainer.history["val_loss"][i], rel=1e-3)
+        assert float(found[4]) > 0
+
+
+def test_every_epoch_of_a_block_of_many_has_its_line(capsys):
+    trainer = fit(epochs=500)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"epoch {i}/500" for i in range(1, 501)]
+    assert [float(line.split("loss ")[1].split(",")[0]) for line in lines] == pytest.approx(
+        trainer.history["loss"], rel=1e-5
+    )
+
+
+def test_an_epoch_that_was_not_validated_shows_no_nan(capsys):
+    fit(epochs=4, validation_split=0.2, validate_every=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert ["val_loss" in line for line in lines] == [False, True, False, True]
+    assert "nan" not in "".join(lines)
+
+
+def test_the_silence_is_complete_on_request(capfd):
+    fit(progress=False, validation_split=0.2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_a_bar_with_loss_and_epochs_a_second(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    trainer = fit(epochs=30, validation_split=0.2)
+    shown = terminal.getvalue()
+    assert "\r" in shown
+    assert "epoch 1/" not in shown
+    last = shown.split("\r")[-1]
+    assert "30/30" in last
+    assert "it/s" in last
+    loss = re.search(r"loss (\S+), val_loss (\S+?)\]?\s*$", last)
+    assert loss, last
+    assert float(loss[1]) == pytest.approx(trainer.history["loss"][-1], rel=1e-3)
+    assert last.endswith("\n")  # the bar was closed
+
+
+def test_a_terminal_stays_silent_on_request(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fit(progress=False)
+    assert terminal.getvalue() == ""
+
+
+def test_the_bar_is_closed_when_the_training_fails(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def fail(trainer, epoch, logs):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(callbacks=fail)
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_a_resumed_training_counts_from_where_it_was(capsys, monkeypatch):
+    first = fit(epochs=2, progress=False)
+    state = first.state_dict()
+
+    def resumed() -> gm.Trainer:
+        trainer = gm.Trainer(gm.mlp((3, 4, 1), device="cpu"), loss="mse", optimizer=gm.SGD(0.01))
+        trainer.load_state_dict(*state)
+        return trainer
+
+    resumed().fit(X, Y, epochs=4, batch_size=None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 3/4", "epoch 4/4"]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    resumed().fit(X, Y, epochs=4, batch_size=None)
+    assert "2/4" in terminal.getvalue().split("\r")[1]
+    assert "4/4" in terminal.getvalue().split("\r")[-1]
