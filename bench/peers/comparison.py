@@ -1,0 +1,405 @@
+"""Holds the peers against each other: each checked first, then timed in rounds that take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpumlp import Linear, get_backend
+from gpumlp.commands.bench import Peak
+from gpumlp.machine import commit, machine, versions
+from gpumlp.workloads import DataDir
+
+from .contract import SMALL_STEP, Measurement, Peer, Problem, Weights, load_weights
+from .numpy_loop import NumpyFloat64, loss_of
+from .registry import Contest
+from .worker import Worker, WorkerError
+
+CHECK_ROWS = 2600
+"""Rows that the check trains on, at most: all of the small sets; short last batches too."""
+
+CHECK_EPOCHS = 3
+
+LOSS_TOLERANCE = 1e-4
+"""Between the losses of a peer and of the float64 reference after the check, relative."""
+
+MOVE_TOLERANCE = 2e-3
+"""Between the ways that the weights went in the check: ||peer - reference|| / ||reference - start||."""
+
+WARM_UP_LIMIT = 150.0
+"""Seconds that a peer may take to import, compile and train an epoch."""
+
+ANSWER_LIMIT = 120.0
+"""Seconds that a peer may take for a round beyond its length."""
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Entry:
+    """A peer with a number of threads in one contest."""
+
+    worker: Worker
+    loss: str
+    check: dict[str, float]
+    rounds: list[Measurement] = field(default_factory=list)
+    tried: dict[str, float] = field(default_factory=dict)
+
+
+class Comparison:
+    """Peers, their processes and what was measured; a context manager that ends the processes.
+
+    Args:
+        peers: to compare.
+        cpus: that each may use.
+        rounds: of each peer and contest.
+        seconds: of a round, about.
+        data_dir: where MNIST is looked for.
+        say: called with a line of text on what happens.
+
+    Attributes:
+        absent: why peers are left out altogether, by name.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[type[Peer]],
+        cpus: int,
+        rounds: int,
+        seconds: float,
+        data_dir: DataDir = None,
+        say: Say = lambda text: None,
+    ) -> None:
+        self.cpus, self.rounds, self.seconds = cpus, rounds, seconds
+        self.data_dir, self.say = data_dir, say
+        reasons = {peer.name: peer.available() for peer in peers}
+        self.peers = [peer for peer in peers if reasons[peer.name] is None]
+        self.absent = {name: reason for name, reason in reasons.items() if reason is not None}
+        self.peak = Peak(get_backend("cpu"))
+        self._workers: dict[tuple[str, int], Worker] = {}
+        self._sets: dict[Any, Any] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Comparison:
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumlp-peers-")))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+        self._stack.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def problem(self, contest: Contest) -> Problem:
+        """Return what the peers train: the rows of the workload, and the first weights that gpumlp draws."""
+        w = contest.workload
+        key = w.data, w.rows
+        if key not in self._sets:
+            self._sets[key] = w.load(self.data_dir)
+        data = self._sets[key]
+        network = w.trainer("cpu", "float32").network
+        state = network.state_dict()
+        places = [i for i, layer in enumerate(network.layers) if isinstance(layer, Linear)]
+        weights = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in places]
+        return Problem(w, data.X, data.y, weights, contest.lrs)
+
+    def run(self, contest: Contest) -> dict[str, Any]:
+        """Check and time all peers on one contest; return the result as JSON has it."""
+        problem = self.problem(contest)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as name:
+            arena = Arena(contest, problem, Path(name))
+            reasons = {peer.name: peer.unsupported(problem) for peer in self.peers}
+            left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+            candidates = self._prepared(arena, left_out)
+            entries = [self._fastest(candidates[name]) for name in candidates]
+            self._race(contest, entries, left_out)
+            results = [self._result(entry, arena) for entry in entries if len(entry.rounds) == self.rounds]
+            for entry in entries:
+                self._forget(entry.worker)
+        return {
+            "workload": contest.name,
+            "sizes": list(problem.workload.sizes),
+            "activation": problem.workload.activation,
+            "loss": problem.workload.loss,
+            "lrs": list(problem.lrs),
+            "networks": len(problem.lrs),
+            "rows": problem.workload.rows,
+            "batch_size": problem.workload.step_rows,
+            "steps": problem.workload.steps,
+            "dtype": "float32",
+            "data": self._sets[problem.workload.data, problem.workload.rows].source,
+            "it": contest.it,
+            "left_out": left_out,
+            "peers": results,
+        }
+
+    def _prepared(self, arena: Arena, left_out: dict[str, str]) -> dict[str, list[Entry]]:
+        """Check and compile all, several at a time; return for each peer an entry for each number of threads."""
+        workload = arena.problem.workload
+        is_small = workload.flops_per_sample * workload.step_rows <= SMALL_STEP
+        entries: dict[str, list[Entry]] = {}
+        with ThreadPoolExecutor(self.cpus) as pool:
+            tasks = []
+            for peer in self.peers:
+                if peer.name in left_out:
+                    continue
+                try_one = is_small and self.cpus > 1 and not peer.chooses_threads
+                for threads in (self.cpus, 1) if try_one else (self.cpus,):
+                    task = pool.submit(arena.enter, self._worker(peer, threads))
+                    tasks.append((peer.name, threads, task))
+            try:
+                for name, threads, task in tasks:
+                    self.say(f"{arena.contest.name}: preparing {name}, threads {threads}")
+                    try:
+                        entries.setdefault(name, []).append(task.result())
+                    except WorkerError as error:
+                        left_out[name] = str(error)
+            except BaseException:  # an interrupt: the pool ends when those who are asked do
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.close()
+                raise
+        return {name: entries[name] for name in entries if name not in left_out}
+
+    def _fastest(self, entries: Sequence[Entry]) -> Entry:
+        """Time each number of threads for a moment, and keep the fastest."""
+        if len(entries) == 1:
+            return entries[0]
+        for entry in entries:
+            # left out of the race, if it fails here, when it fails there
+            with contextlib.suppress(WorkerError):
+                answer = entry.worker.ask("run", ANSWER_LIMIT, seconds=0.3 * self.seconds, least=1)
+                done = Measurement(**answer["measurement"])
+                entry.tried = {str(entry.worker.threads): done.steps / done.seconds}
+        best, *others = sorted(entries, key=lambda entry: -max(entry.tried.values(), default=0.0))
+        for entry in others:
+            best.tried |= entry.tried
+            self._forget(entry.worker)
+        return best
+
+    def _worker(self, peer: type[Peer], threads: int) -> Worker:
+        """Return the process of a peer; one that has ended is started anew."""
+        key = peer.name, threads
+        if key in self._workers and not self._workers[key].is_alive():
+            del self._workers[key]
+        if key not in self._workers:
+            self._workers[key] = Worker(peer, threads, self._scratch / f"{peer.name}-{threads}.log")
+        return self._workers[key]
+
+    def _forget(self, worker: Worker) -> None:
+        with contextlib.suppress(WorkerError):
+            worker.ask("forget", ANSWER_LIMIT)
+
+    def _race(self, contest: Contest, entries: Sequence[Entry], left_out: dict[str, str]) -> None:
+        """Time all in turn; the one who starts changes from round to round."""
+        running = list(entries)
+        for i in range(self.rounds):
+            self.say(f"{contest.name}: round {i + 1} of {self.rounds}")
+            self.peak.measure()
+            start = i % max(1, len(running))
+            for entry in running[start:] + running[:start]:
+                limit = 10 * self.seconds + ANSWER_LIMIT
+                try:
+                    answer = entry.worker.ask("run", limit, seconds=self.seconds, least=contest.least_epochs)
+                except WorkerError as error:
+                    left_out[entry.worker.peer.name] = str(error)
+                    running.remove(entry)
+                    continue
+                entry.rounds.append(Measurement(**answer["measurement"]))
+
+    def _result(self, entry: Entry, arena: Arena) -> dict[str, Any]:
+        peer, problem = entry.worker.peer, arena.problem
+        workload, networks = problem.workload, len(problem.lrs)
+        per_it = 1 if arena.contest.it == "step" else workload.steps
+        steps = [r.steps / r.seconds for r in entry.rounds]
+        samples = [rate * workload.rows / workload.steps for rate in steps]
+        return {
+            "peer": peer.name,
+            "about": peer.about,
+            "threads": "its own choice" if peer.chooses_threads else entry.worker.threads,
+            "steps_per_second_by_threads": entry.tried,
+            "loss_function": entry.loss,
+            "check": entry.check,
+            "it_per_second": spread([rate / per_it for rate in steps]),
+            "steps_per_second": spread(steps),
+            "samples_per_second": spread(samples),
+            "cpu_seconds_per_second": statistics.median(r.cpu_seconds / r.seconds for r in entry.rounds),
+            "gflops": statistics.median(samples) * workload.flops_per_sample / 1e9,
+            "end": arena.end(entry),
+            "rounds": [r.to_dict() for r in entry.rounds],
+            "networks": networks,
+        }
+
+
+class Arena:
+    """One contest with its files: what the peers read, and what they are judged by.
+
+    Args:
+        contest: which.
+        problem: of it.
+        folder: for the files.
+    """
+
+    def __init__(self, contest: Contest, problem: Problem, folder: Path) -> None:
+        self.contest, self.problem, self.folder = contest, problem, folder
+        self._saved: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._references: dict[str, list[Weights]] = {}
+        self._lock = threading.Lock()
+
+    def _path(self, worker: Worker) -> Path:
+        return self.folder / f"{worker.peer.name}-{worker.threads}.npz"
+
+    def enter(self, worker: Worker) -> Entry:
+        """Check a worker and let it prepare.
+
+        Raises:
+            WorkerError: it failed, or its result is not the reference's.
+        """
+        loss = worker.peer.losses.get(self.problem.workload.loss, self.problem.workload.loss)
+        with self._lock:
+            problem, to_check = self._files(loss)
+        path = self._path(worker)
+        worker.ask("check", WARM_UP_LIMIT, problem=to_check, epochs=CHECK_EPOCHS, path=str(path))
+        check = compare(load_weights(path), self._references[loss], self._to_check(loss))
+        if not (check["loss_error"] <= LOSS_TOLERANCE and check["move_error"] <= MOVE_TOLERANCE):
+            raise WorkerError(
+                f"check: after {CHECK_EPOCHS} epochs its loss is {check['loss']:.6g} and its weights are "
+                f"{check['move_error']:.2g} off; the float64 reference has {check['reference']:.6g}: not timed"
+            )
+        worker.ask("prepare", WARM_UP_LIMIT, problem=problem)
+        return Entry(worker, loss, check)
+
+    def _to_check(self, loss: str) -> Problem:
+        return self.problem.with_loss(loss).to_check(CHECK_ROWS)
+
+    def _files(self, loss: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the saved problem and the one to check with; the reference is made beside them."""
+        if loss not in self._saved:
+            to_check = self._to_check(loss)
+            self._saved[loss] = (
+                self.problem.with_loss(loss).save(self.folder / loss),
+                to_check.save(self.folder / f"{loss}-check"),
+            )
+            reference = NumpyFloat64(threads=1)
+            reference.prepare(to_check)
+            reference.train(CHECK_EPOCHS)
+            self._references[loss] = list(reference.weights())
+        return self._saved[loss]
+
+    def end(self, entry: Entry) -> dict[str, float]:
+        """Return the loss over all rows at the end (of a sweep: the mean), and after how many epochs."""
+        path = self._path(entry.worker)
+        try:
+            epochs = entry.worker.ask("weights", ANSWER_LIMIT, path=str(path))["epochs"]
+        except WorkerError:
+            return {}
+        problem = self.problem.with_loss(entry.loss)
+        losses = [loss_of(weights, problem) for weights in load_weights(path)]
+        return {"loss": float(np.mean(losses)), "epochs": epochs}
+
+
+def compare(networks: Sequence[Weights], reference: Sequence[Weights], problem: Problem) -> dict[str, float]:
+    """Return how far networks are from the reference.
+
+    Returns:
+        "loss" and "reference", over all rows of the problem in float64, the mean over the networks; "loss_error",
+        relative, and "move_error", ||network - reference|| / ||reference - start||, of the one farthest off.
+    """
+    if len(networks) != len(reference):
+        raise WorkerError(f"check: it trained {len(networks)} networks; expected {len(reference)}")
+    start = _flat(problem.weights)
+    losses, expected, loss_errors, move_errors = [], [], [], []
+    for network, truth in zip(networks, reference, strict=True):
+        losses.append(loss_of([(w.astype(np.float64), b.astype(np.float64)) for w, b in network], problem))
+        expected.append(loss_of(truth, problem))
+        loss_errors.append(abs(losses[-1] - expected[-1]) / abs(expected[-1]))
+        found, true = _flat(network), _flat(truth)
+        move_errors.append(np.linalg.norm(found - true) / np.linalg.norm(true - start))
+    return {
+        "loss": float(np.mean(losses)),
+        "reference": float(np.mean(expected)),
+        "loss_error": float(np.max(loss_errors)),
+        "move_error": float(np.max(move_errors)),
+    }
+
+
+def _flat(weights: Weights) -> np.ndarray:
+    return np.concatenate([np.ravel(array).astype(np.float64) for layer in weights for array in layer])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure(
+    contests: Sequence[Contest],
+    peers: Sequence[type[Peer]],
+    cpus: int,
+    rounds: int,
+    seconds: float,
+    data_dir: DataDir = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Return all that was measured, with what it was measured on; see `Comparison` for the arguments."""
+    with Comparison(peers, cpus, rounds, seconds, data_dir, say) as comparison:
+        results = [comparison.run(contest) for contest in contests]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions() | _versions(comparison.peers),
+        "machine": machine(),
+        "settings": {
+            "rounds": rounds,
+            "seconds": seconds,
+            "cpus": cpus,
+            "check_rows": CHECK_ROWS,
+            "check_epochs": CHECK_EPOCHS,
+            "loss_tolerance": LOSS_TOLERANCE,
+            "move_tolerance": MOVE_TOLERANCE,
+        },
+        "peak": {"gflops": comparison.peak.gflops, "product": [comparison.peak.n] * 3, "dtype": "float32"},
+        "absent": comparison.absent,
+        "results": [judged(result, comparison.peak.gflops) for result in results],
+    }
+
+
+def _versions(peers: Sequence[type[Peer]]) -> dict[str, str | None]:
+    libraries = {peer.library for peer in peers if peer.library not in (None, "gpumlp")}
+    return {library: importlib.metadata.version(library) for library in sorted(filter(None, libraries))}
+
+
+def judged(result: Mapping[str, Any], peak_gflops: float) -> dict[str, Any]:
+    """Return a result with what follows from its medians: shares of the peak, and ratios."""
+    rates = {entry["peer"]: entry["it_per_second"]["median"] for entry in result["peers"]}
+    loop = rates.get("numpy-float64")
+    peers = [
+        {
+            **entry,
+            "share_of_peak": entry["gflops"] / peak_gflops,
+            "over_float64_loop": rates[entry["peer"]] / loop if loop else None,
+        }
+        for entry in result["peers"]
+    ]
+    others = {name: rate for name, rate in rates.items() if name != "gpumlp"}
+    best = max(others, key=lambda name: others[name], default=None)
+    ours = rates.get("gpumlp")
+    return {
+        **result,
+        "peers": peers,
+        "best_peer": best,
+        "over_best_peer": ours / others[best] if ours and best else None,
+        "over_float64_loop": ours / loop if ours and loop else None,
+    }
