@@ -5,7 +5,7 @@
 >>> trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.SGD(lr=0.1, momentum=0.9), seed=1)
 """
 
-from . import data, initializers, losses, metrics, optimizers, schedules
+from . import data, initializers, layers, losses, metrics, optimizers, schedules
 from ._version import __version__
 from .backend import Backend, get_backend
 from .callbacks import Callback, CSVLog, EarlyStopping, ModelCheckpoint
@@ -103,6 +103,7 @@ __all__ = [
     "fit_many",
     "get_backend",
     "initializers",
+    "layers",
     "load_model",
     "losses",
     "make_trainers",

@@ -6,6 +6,7 @@ loss is the mean over the outputs where it is one per output; with ``"sum"`` it 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -162,7 +163,8 @@ class Loss:
         return self._scalars()
 
     def __repr__(self) -> str:
-        settings = {k: v for k, v in self.to_dict().items() if k != "name"}
+        usual = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+        settings = {k: v for k, v in self.to_dict().items() if k != "name" and v != usual.get(k)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
 

@@ -251,6 +251,7 @@ def _report(experiment: Experiment, parts: dict[str, Scored]) -> RunReport:
     """Return the record of the run for its report."""
     from .._version import __version__
     from ..config import config_toml
+    from ..executors import choose_executor
     from ..layers import Linear
     from ..metrics import confusion_matrix, per_class_scores
     from ..report import RunReport
@@ -265,6 +266,7 @@ def _report(experiment: Experiment, parts: dict[str, Scored]) -> RunReport:
         "epochs": f"{len(history)} of {experiment.config['training']['epochs']}"
         + (f" ({history.stopped})" if history.stopped else ""),
         "device": network.backend.describe(),
+        "executor": choose_executor(network.backend, network.has_python)[1],
         "precision": network.dtype,
         "training time": f"{history.train_seconds:.3g} s",
         "speed": f"{history.it_per_second:.4g} epochs/s, {history.steps_per_second:.4g} steps/s, "
