@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpumlp.kernels import CATALOGUE
-from gpumlp.kernels.reference import kernel
 
 import gpumlp as gm
+from gpumlp.kernels import CATALOGUE
+from gpumlp.kernels.reference import kernel
 from gpumlp.program import new_control
 
 Arrays = Mapping[str, np.ndarray]

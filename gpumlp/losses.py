@@ -221,7 +221,7 @@ class BinaryCrossEntropy(Loss):
         self.output_activation = "sigmoid" if from_logits else "identity"
         self.kernel = "binary_cross_entropy_logits" if from_logits else "binary_cross_entropy"
         clip = (0.0 if from_logits else 1e-7) if clip is None else clip
-        self.clip = _check_clip("binary_cross_entropy", clip, 0.0 if from_logits else 1e-300)
+        self.clip = _check_clip("binary_cross_entropy", clip, 0.0 if from_logits else 1e-37)
         super().__init__(reduction, class_weight)
 
     def n_classes(self, outputs: int) -> int:
@@ -340,7 +340,7 @@ class KLDivergence(_OverClasses):
         self.output_activation = "softmax" if from_logits else "identity"
         self.kernel = "kl_divergence_logits" if from_logits else "kl_divergence"
         clip = (0.0 if from_logits else 1e-7) if clip is None else clip
-        self.clip = _check_clip("kl_div", clip, 0.0 if from_logits else 1e-300)
+        self.clip = _check_clip("kl_div", clip, 0.0 if from_logits else 1e-37)
         super().__init__(reduction, class_weight)
 
     def _scalars(self) -> dict[str, Any]:

@@ -177,14 +177,12 @@ class Sequential(Chain):
             "device": self.backend.name,
             "dtype": self.dtype,
             "seed": self.seed,
-            "values": self.state_dict(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        values, layers = state.pop("values"), state.pop("layers")
-        Sequential.__init__(self, *layers, **state)
-        self.load_state_dict(values)
+        # the layers carry their values
+        settings = {name: value for name, value in state.items() if name != "layers"}
+        Sequential.__init__(self, *state["layers"], **settings)
 
     def copy(self) -> Sequential:
         """Return a network of its own memory with equal layers and values."""

@@ -46,6 +46,8 @@ class Optimizer:
     """
 
     kernel: str
+    squares = False
+    """Whether the rule squares gradients: their squares must be finite too."""
     slots: tuple[str, ...] = ()
     """Arrays of the size of the parameters that the rule keeps from step to step."""
 
@@ -87,7 +89,9 @@ class Optimizer:
             return Operand(arena, "", (stop - start,), b.dtype, start)
 
         gradients = flat("gradients", 0, size)
-        b.call("check_gradients", gradients, b.control)
+        # a limit on what is squared keeps it finite
+        limited = self.clip_norm is not None or self.clip_value is not None
+        b.call("check_gradients", gradients, b.control, squared=self.squares and not limited)
         if self.clip_value is not None:
             b.call("clip_by_value", gradients, limit=self.clip_value)
         if self.clip_norm is not None:
@@ -183,7 +187,7 @@ class Adagrad(Optimizer):
         weight_decay, decay_bias, clip_norm, clip_value: see `Optimizer`.
     """
 
-    kernel, slots = "adagrad", ("accumulator",)
+    kernel, slots, squares = "adagrad", ("accumulator",), True
 
     def __init__(
         self,
@@ -220,7 +224,7 @@ class RMSprop(Optimizer):
         weight_decay, decay_bias, clip_norm, clip_value: see `Optimizer`.
     """
 
-    kernel = "rmsprop"
+    kernel, squares = "rmsprop", True
 
     def __init__(
         self,
@@ -256,7 +260,7 @@ class Adam(Optimizer):
         weight_decay, decay_bias, clip_norm, clip_value: see `Optimizer`.
     """
 
-    kernel, slots = "adam", ("first", "second")
+    kernel, slots, squares = "adam", ("first", "second"), True
     decoupled = False
 
     def __init__(

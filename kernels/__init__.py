@@ -151,7 +151,12 @@ for _name, _scalars, _doc in (
 _kernel("check_loss", "ring | control", "BAD_STEP = STEP if the loss is not finite and no step was before")
 
 # --- gradients and the optimizer: on flat ranges of the arenas; nothing on a flagged step ---------------------------
-_kernel("check_gradients", "gradients | control", "BAD_STEP = STEP if a gradient is not finite")
+_kernel(
+    "check_gradients",
+    "gradients | control",
+    "BAD_STEP = STEP if a gradient, or with `squared` its square, is not finite",
+    "squared",
+)
 _kernel("clip_by_value", "| gradients", "gradients = clip(gradients, -limit, limit)", "limit")
 _kernel("clip_by_norm", "| gradients", "gradients *= min(1, limit / (||gradients|| + 1e-6))", "limit")
 for _name, _slots, _scalars in (

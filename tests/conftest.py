@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpumlp.kernels import BAD_STEP
 from hypothesis import settings
 
 import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.executors import Executor, StepPlan, choose_executor, make_executor
+from gpumlp.kernels import BAD_STEP
 from gpumlp.losses import Loss, get_loss
 from gpumlp.optimizers import Optimizer
 from gpumlp.program import Builder, Memory, Operand, new_control

@@ -287,3 +287,20 @@ def test_an_early_stopping_gives_its_best_weights_back_also_after_a_failure():
         trainer.fit(X, Y, epochs=3000, batch_size=None, progress=False)
     for name, value in trainer.network.state_dict().items():
         np.testing.assert_array_equal(value, kept[stopping.best_epoch][name])
+
+
+@pytest.mark.parametrize("optimizer", [gm.Adam(1e-3), gm.RMSprop(1e-3, centered=True), gm.Adagrad(1e-3)])
+def test_gradients_whose_squares_overflow_stop_the_training_with_finite_weights(optimizer):
+    """1e20 squared is more than float32 holds; the loss, a mean absolute error, stays finite."""
+    network = gm.Sequential(gm.Linear(1, 1), device="cpu")
+    trainer = gm.Trainer(network, loss="mae", optimizer=optimizer, seed=0)
+    with pytest.raises(gm.NonFiniteLossError):
+        trainer.fit(np.full((8, 1), 1e20), np.zeros(8), epochs=3, batch_size=4, progress=False)
+    assert all(np.isfinite(v).all() for v in network.state_dict().values())
+
+
+def test_a_clipped_gradient_may_be_large():
+    network = gm.Sequential(gm.Linear(1, 1), device="cpu")
+    trainer = gm.Trainer(network, loss="mae", optimizer=gm.Adam(1e-3, clip_value=1.0), seed=0)
+    trainer.fit(np.full((8, 1), 1e20), np.zeros(8), epochs=3, batch_size=4, progress=False)
+    assert all(np.isfinite(v).all() for v in network.state_dict().values())

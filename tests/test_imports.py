@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import gpumlp.kernels
 import pytest
 
 import gpumlp
+import gpumlp.kernels
 
 HEAVY = (
     *("numba", "llvmlite", "cupy", "cupyx", "nvmath", "torch", "sklearn", "scipy", "matplotlib", "pyarrow"),

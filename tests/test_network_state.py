@@ -194,3 +194,15 @@ def test_the_architecture_goes_round():
     assert repr(again) == repr(network)
     assert not again[0].trainable
     assert same_state(again, network)  # drawn by the same seed
+
+
+def test_a_copied_layer_keeps_what_it_learnt():
+    network = gm.Sequential(gm.Linear(3, 4), gm.BatchNorm1d(4), gm.Linear(4, 2), seed=5, device="cpu")
+    network[1].running_mean = np.arange(4)
+    for layer in network.layers:
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert layer.values()
+            for name, value in layer.values().items():
+                np.testing.assert_array_equal(getattr(copied, name), value)
+    other = gm.Sequential(copy.deepcopy(network[0]), gm.Linear(4, 1), seed=9, device="cpu")
+    np.testing.assert_array_equal(other[0].weight, network[0].weight)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from gpumlp.kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED
-from gpumlp.kernels.reference import kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpumlp as gm
 from gpumlp.arena import ALIGNMENT, Arena, Segment, aligned
 from gpumlp.executors import EagerExecutor
+from gpumlp.kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED
+from gpumlp.kernels.reference import kernel
 from gpumlp.program import (
     ACTIVATIONS,
     PYTHON,

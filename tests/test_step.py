@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from gpumlp.kernels import CATALOGUE
 
 import gpumlp as gm
+from gpumlp.kernels import CATALOGUE
 from gpumlp.program import call_operands
 
 RNG = np.random.default_rng(0)

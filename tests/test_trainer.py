@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpumlp.kernels.philox import permutation
 
 import gpumlp as gm
+from gpumlp.kernels.philox import permutation
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(45, 4))

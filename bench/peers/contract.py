@@ -232,15 +232,21 @@ class Pace:
         return self._measure(max(least, round(self._rate * seconds)))
 
     def _find_rate(self, seconds: float) -> float:
-        """Return epochs a second; one epoch gives a rough guess, which is approached."""
-        epochs = 1
+        """Return epochs a second, from runs of growing length.
+
+        What a call costs once must not make the rounds short: it is the difference of two runs that counts.
+        """
+        epochs, before, spent_before = 1, 0, 0.0
         while True:
             start = time.perf_counter()
             self._measure(epochs)
             spent = time.perf_counter() - start
-            if spent >= seconds / 8:
-                return epochs / spent
-            epochs = max(epochs + 1, min(8 * epochs, round(epochs / spent * seconds / 4)))
+            rate = epochs / spent
+            if spent >= seconds or (before and spent >= seconds / 8):
+                further = (epochs - before) / max(spent - spent_before, 1e-9)
+                return min(max(rate, further), 4 * rate)
+            before, spent_before = epochs, spent
+            epochs = max(epochs + 1, min(8 * epochs, round(rate * seconds / 2)))
 
     def _measure(self, epochs: int) -> Measurement:
         loss, epochs, seconds, cpu_seconds = self.peer.timed(epochs)

@@ -41,6 +41,11 @@ class Contest:
         """Epochs that a round has at least."""
         return 2 if self.workload.batch_size is None else 1
 
+    @property
+    def length(self) -> float:
+        """Length of a round, in usual ones: a sweep starts 45 trainings in every round, which must not weigh."""
+        return 1.0 if len(self.lrs) == 1 else 3.0
+
 
 SWEEP = 45
 """Networks of the sweep: nine learning rates of report sdm274 in five folds each are as many."""

@@ -101,7 +101,8 @@ def _foot(result: Mapping[str, Any]) -> list[str]:
     """Return what belongs under the tables: how it was measured, and what is missing."""
     settings, peak, results = result["settings"], result["peak"], result["results"]
     lines = [
-        f"median of {settings['rounds']} rounds of about {settings['seconds']:g} s in turn; float32 but for "
+        f"median of {settings['rounds']} rounds of about {settings['seconds']:g} s in turn, of a sweep three; "
+        "float32 but for "
         f"numpy-float64; {settings['cpus']} CPUs each; threads: the faster of {settings['cpus']} and 1 where steps "
         "are small, auto is gpumlp's own choice",
         f"check loss: after {settings['check_epochs']} epochs without shuffling on at most {settings['check_rows']} "

@@ -220,6 +220,7 @@ class Layer:
             )
         self.parameter_specs.clear()
         self.state_specs.clear()
+        self.__dict__.pop("_carried", None)
         self.in_features = in_features
         self.out_features = self.build(in_features)
         self.key = key
@@ -231,9 +232,14 @@ class Layer:
         return self._chain is not None and self._chain.alone
 
     def values(self) -> dict[str, Array]:
-        """Copies of the parameters and states, by name; empty while the layer has no memory."""
-        names = [*self.parameter_specs, *self.state_specs] if self._chain is not None else []
-        return {name: getattr(self, name).copy() for name in names}
+        """Copies of the parameters and states on the host, by name; empty while the layer has none."""
+        if self._chain is None:
+            return dict(self.__dict__.get("_carried", {}))
+        to_host = self._chain.backend.to_host
+        return {
+            name: np.array(to_host(getattr(self, name)))
+            for name in [*self.parameter_specs, *self.state_specs]
+        }
 
     def attributes(self) -> dict[str, Any]:
         """A copy of all that the layer is, apart from its memory."""
@@ -291,7 +297,6 @@ class Layer:
             object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The settings without the memory: the network saves that."""
-        return {
-            k: v for k, v in self.__dict__.items() if k not in ("_chain", "_parameter_specs", "_state_specs")
-        }
+        """The settings and the values, without the network around them: a copy of a layer is a layer by itself."""
+        memory = ("_chain", "_parameter_specs", "_state_specs", "_carried")
+        return {**{k: v for k, v in self.__dict__.items() if k not in memory}, "_carried": self.values()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import ACTIVATIONS
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
 from .intrinsics import columns_of, part, part_of_columns, rows_of, scalars, share, span
 from .mathlib import T, erf, exp, sigmoid, tanh, unit_softplus
@@ -154,6 +155,17 @@ def bias_unary(row, ctx, like):
             y[j] = f(v, p)
 
 
+def bias_unary_x_kept(row, ctx, like):
+    """y = f(x + bias), where the gradient reads y and x stays: operands bias, x, y."""
+    r0, r1, c0, c1 = share(row, 1, ctx)
+    p = T(scalars(row)[0])
+    bias = span(row, 0, 0, c0, c1, like)
+    for i in range(r0, r1):
+        x, y = span(row, 1, i, c0, c1, like), span(row, 2, i, c0, c1, like)
+        for j in range(x.size):
+            y[j] = f(x[j] + bias[j], p)
+
+
 def bias_unary_in_place(row, ctx, like):
     """x = f(x + bias): operands bias, x, x."""
     r0, r1, c0, c1 = share(row, 1, ctx)
@@ -238,7 +250,8 @@ KERNELS: dict[str, tuple[Any, dict[str, str]]] = {
 for _kernel, _scalar in ELEMENTWISE.items():
     _gradient = {"f": f"{_kernel}_grad"}
     KERNELS[_kernel] = (unary, {"f": _scalar})
-    KERNELS[f"bias_{_kernel}"] = (bias_unary, {"f": _scalar})
+    _biased = bias_unary if ACTIVATIONS[_kernel] == "x" else bias_unary_x_kept
+    KERNELS[f"bias_{_kernel}"] = (_biased, {"f": _scalar})
     KERNELS[f"bias_{_kernel}_in_place"] = (bias_unary_in_place, {"f": _scalar})
     KERNELS[f"{_kernel}_grad"] = (unary_grad, _gradient)
     KERNELS[f"{_kernel}_grad_bias"] = (unary_grad_bias, _gradient)

@@ -11,13 +11,17 @@ from .mathlib import T
 
 
 def check_gradients(row, ctx, like):
-    """Operands gradients, control. x - x is 0, or NaN where x is not finite."""
+    """Operands gradients, control; scalar squared. 0 x is 0, or NaN where x is not finite."""
     control = integers(row, 1)
     first, last = part(columns_of(row, 0), ctx, 64)
     g = span(row, 0, 0, first, last, like)
     extreme = T(0)
-    for i in range(g.size):
-        extreme += g[i] * T(0)
+    if scalars(row)[0] != 0:
+        for i in range(g.size):
+            extreme += (g[i] * g[i]) * T(0)
+    else:
+        for i in range(g.size):
+            extreme += g[i] * T(0)
     if extreme != extreme and control[BAD_STEP] < 0:
         control[BAD_STEP] = control[STEP]
 

@@ -246,7 +246,9 @@ def _columns(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, k
         _panel(like, a, a_row, a_k, b, b_row, vector * size, c, c_row, m, k, more, exact, kind)
 
 
-@njit
+# "contract" as in a tile, and no reassociation: a column has the same bits here and there, so that the number of
+# workers, which decides where a part ends, does not show
+@njit(fastmath={"contract"})
 def _few_columns(like, a, a_row, a_k, b, b_row, b_column, c, c_row, m, n, k, more):
     """Columns too few for a vector, one sum at a time."""
     size = itemsize(like)

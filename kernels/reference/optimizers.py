@@ -13,10 +13,12 @@ from .. import BAD_STEP, SLOT, STEP, UPDATE
 Array = Any
 
 
-def check_gradients(xp: Any, gradients: Array, control: Array) -> None:
+def check_gradients(xp: Any, gradients: Array, control: Array, squared: bool) -> None:
     # the extremes carry a NaN or an infinity; a sum of squares could overflow by itself
     if control[BAD_STEP] < 0 and gradients.size:
         extremes = xp.stack([gradients.min(), gradients.max()])
+        if squared:
+            extremes = extremes * extremes
         if not bool(xp.isfinite(extremes).all()):
             control[BAD_STEP] = control[STEP]
 

@@ -5,12 +5,12 @@ import importlib.util
 
 import numpy as np
 import pytest
-from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SEED, SLOT, STEP, UPDATE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpumlp as gm
 from gpumlp.executors import EagerExecutor, Executor
+from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SEED, SLOT, STEP, UPDATE
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(11, 3)), RNG.integers(0, 3, 11)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpumlp.kernels.cpu import address
-from gpumlp.kernels.cpu.intrinsics import ROW_WIDTH, WORK, WORKER, WORKERS
 
 import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.executors.linking import encode, instruct, work_bytes
+from gpumlp.kernels.cpu import address
+from gpumlp.kernels.cpu.intrinsics import ROW_WIDTH, WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
 
 _signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

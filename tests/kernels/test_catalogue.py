@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from gpumlp.kernels import BAD_STEP, CATALOGUE, EPOCH, SEED, SLOT, START, STEP, KernelSpec
 from gpumlp.kernels.reference import KERNELS, kernel
-
 from gpumlp.program import new_control
 
 ROWS, COLUMNS, FLAT, RING = 5, 7, 33, 4
@@ -41,6 +41,7 @@ SCALARS = {
     "beta1": 0.9,
     "beta2": 0.99,
     "decoupled": False,
+    "squared": False,
 }
 
 MATRICES = {"x", "y", "dy", "dx", "output", "target", "grad"}
@@ -60,7 +61,7 @@ NAMES = sorted(CATALOGUE)
 
 # Scalars at which a kernel takes another way through its code.
 VARIANTS = {
-    **dict.fromkeys(("transpose_a", "transpose_b", "nesterov", "decoupled"), (True,)),
+    **dict.fromkeys(("transpose_a", "transpose_b", "nesterov", "decoupled", "squared"), (True,)),
     "mean": (False,),
     "smoothing": (0.0,),
     "clip": (0.0,),

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from gpumlp.kernels import EPOCH, SEED, STEP
-from gpumlp.kernels.philox import DROPOUT, NOISE, permutation, philox, random_normals, random_words
-from gpumlp.kernels.reference import kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpumlp.kernels import EPOCH, SEED, STEP
+from gpumlp.kernels.philox import DROPOUT, NOISE, permutation, philox, random_normals, random_words
+from gpumlp.kernels.reference import kernel
 from gpumlp.program import new_control
 
 # kat_vectors of Random123 1.14 (Salmon et al. 2011), philox4x32 with 10 rounds: counter, key, result.

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.special
+
 from gpumlp.kernels import CATALOGUE
 from gpumlp.kernels.reference import kernel
 from gpumlp.kernels.reference.activations import SELU_ALPHA, SELU_SCALE
@@ -207,7 +208,6 @@ def test_rows_of_softmax_sum_to_1_and_do_not_change_with_a_shift(backend):
 
 def test_gaussian_noise_adds_std_times_normals(backend):
     from gpumlp.kernels.philox import NOISE, random_normals
-
     from gpumlp.program import new_control
 
     x = np.random.default_rng(0).normal(size=(4, 6))

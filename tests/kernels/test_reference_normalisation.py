@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+
 from gpumlp.kernels import CATALOGUE
 from gpumlp.kernels.reference import kernel
-
 from gpumlp.program import new_control
 
 X = np.array([[1.0, 2, 4], [-1, 0.5, 3], [0.25, -2, 1], [2, 2, -1]])

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from gpumlp.kernels import BAD_STEP, CATALOGUE, SLOT, STEP, UPDATE
 from gpumlp.kernels.reference import kernel
-
 from gpumlp.program import new_control
 
 P, G = np.array([1.0, -2.0, 0.5]), np.array([0.5, 0.25, -1.0])

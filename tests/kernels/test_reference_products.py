@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from gpumlp.kernels import EPOCH, START
-from gpumlp.kernels.philox import permutation
-from gpumlp.kernels.reference import kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpumlp.kernels import EPOCH, START
+from gpumlp.kernels.philox import permutation
+from gpumlp.kernels.reference import kernel
 from gpumlp.program import new_control
 
 sides = st.integers(1, 6)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from gpumlp.kernels import STEP
-from gpumlp.kernels.philox import DROPOUT, NOISE, random_normals, random_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpumlp as gm
+from gpumlp.kernels import STEP
+from gpumlp.kernels.philox import DROPOUT, NOISE, random_normals, random_words
 
 
 def network_of(*layers, in_features=6, seed=3, **settings):
