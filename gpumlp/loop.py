@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class FitLoop:
         validate_every: how often.
         callbacks: called in their order.
         record_steps: whether the history keeps the loss of every step.
+        progress: whether to show the progress, and that kernels are compiled.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class FitLoop:
         validate_every: Every,
         callbacks: Sequence[Callback],
         record_steps: bool,
+        progress: bool,
     ) -> None:
         network, backend = trainer.network, trainer.network.backend
         shape = DataShape(
@@ -136,9 +139,9 @@ class FitLoop:
             arrays["weight"] = backend.asarray(data.weight, dtype=network.dtype)
         self.memory = Memory({**network.arenas(), **trainer.slots}, arrays)
         self.executor: Executor = make_executor(backend, self.memory, network.has_python, trainer.threads)
-        self.executor.prepare(*self.plan.programs)
+        self.executor.prepare(*self.plan.programs, on_compile=_compiling_notice() if progress else None)
         self.validate, self.every, self.callbacks = validate, validate_every, callbacks
-        self.record_steps = record_steps
+        self.record_steps, self.progress = record_steps, progress
         self.total_steps = (epochs - len(history)) * self.plan.steps - int(self.control[POSITION])
         self.steps_done = 0
         self.first_step = int(self.control[STEP])
@@ -150,14 +153,14 @@ class FitLoop:
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in callbacks)
         self._last_validation = -1
 
-    def run(self, progress: bool) -> None:
+    def run(self) -> None:
         """Train until the epochs are done, a callback stops it, or it fails.
 
         Raises:
             NonFiniteLossError: the loss or a gradient was not finite.
             KeyboardInterrupt: Ctrl-C, after the block in progress.
         """
-        bar = Progress(progress, self.epochs, len(self.history))
+        bar = Progress(self.progress, self.epochs, len(self.history))
         self.control[BAD_STEP] = -1
         self.trainer.network.gradients.memory[...] = 0
         if self.control[POSITION]:  # within an epoch that an earlier process began
@@ -306,6 +309,18 @@ def _sums_by_epoch(values: np.ndarray, before: float, first: int, steps: int) ->
     inner = np.cumsum(values[first:whole].reshape(-1, steps), axis=1)[:, -1]
     tail = np.cumsum(np.append(0.0, values[whole:]))[-1:]
     return np.concatenate([head, inner, tail])
+
+
+def _compiling_notice() -> Callable[[], None]:
+    """What says, once, that kernels are being compiled."""
+    said: list[bool] = []
+
+    def say() -> None:
+        if not said:
+            said.append(True)
+            print("compiling kernels for this processor; later runs load them", file=sys.stderr, flush=True)
+
+    return say
 
 
 def begin_epochs_anew(control: np.ndarray) -> None:

@@ -178,8 +178,9 @@ class Trainer:
             every,
             self.callbacks,
             record_steps,
+            progress,
         )
-        loop.run(progress)
+        loop.run()
         return self.history
 
     def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,8 +42,13 @@ class Executor(Protocol):
 
     def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None: ...
 
-    def prepare(self, *programs: Program) -> None:
-        """Lower and link programs that take turns: their intermediate tensors share memory."""
+    def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
+        """Lower and link programs that take turns: their intermediate tensors share memory.
+
+        Args:
+            programs: every one that will run.
+            on_compile: called after each kernel that had to be compiled, which takes a part of a second.
+        """
 
     def execute(self, program: Program) -> None:
         """Run a prepared program once."""

@@ -43,7 +43,7 @@ class EagerExecutor:
         self.memory = memory
         self._linked: dict[int, tuple[Program, Linked]] = {}
 
-    def prepare(self, *programs: Program) -> None:
+    def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
         lowered = [lower(p, REWRITES) for p in programs]
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):

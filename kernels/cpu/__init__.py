@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -53,22 +54,39 @@ _COMPILED: dict[tuple[str, tuple[str, ...], str], Any] = {}
 """What was compiled or loaded, by function, the scalar functions in it, and type; it must stay alive."""
 
 
-def address(name: str, dtype: str) -> int:
-    """Return the address of a compiled kernel, compiling it or loading it from the cache."""
+_LOCK = threading.Lock()
+
+
+def address(name: str, dtype: str, on_compile: Callable[[], None] | None = None) -> int:
+    """Return the address of a compiled kernel, compiling it or loading it from the cache.
+
+    Args:
+        name: in the catalogue, or a form that linking chooses.
+        dtype: "float32" or "float64".
+        on_compile: called after a kernel that was not in the cache.
+    """
     function, scalars = table()[name]
     key = (function.__name__, tuple(scalars.values()), dtype)
-    if key not in _COMPILED:
-        from numba import cfunc, types
-
-        from . import mathlib
-
-        names = dict(mathlib.names(dtype))
-        for free, scalar in scalars.items():
-            names[free] = mathlib.scalar_function(scalar, dtype)
-        typed = specialise(function, names, "_".join((key[0], *key[1], dtype)))
-        integer = types.CPointer(types.int64)
-        signature = types.void(integer, integer, types.CPointer(getattr(types, dtype)))
-        compile_ = cfunc(signature, cache=True, error_model="numpy", fastmath=mathlib.FAST)
-        # trainings that start together may both come here: the first address that was handed out stays
-        _COMPILED.setdefault(key, compile_(typed))
+    with _LOCK:  # trainings that start together need the same kernels
+        if key not in _COMPILED:
+            _COMPILED[key] = _compile(function, scalars, key)
+            if on_compile is not None and not _COMPILED[key].cache_hits:
+                on_compile()
     return _COMPILED[key].address
+
+
+def _compile(
+    function: Callable[..., Any], scalars: dict[str, str], key: tuple[str, tuple[str, ...], str]
+) -> Any:
+    from numba import cfunc, types
+
+    from . import mathlib
+
+    dtype = key[2]
+    names = dict(mathlib.names(dtype))
+    for free, scalar in scalars.items():
+        names[free] = mathlib.scalar_function(scalar, dtype)
+    typed = specialise(function, names, "_".join((key[0], *key[1], dtype)))
+    integer = types.CPointer(types.int64)
+    signature = types.void(integer, integer, types.CPointer(getattr(types, dtype)))
+    return cfunc(signature, cache=True, error_model="numpy", fastmath=mathlib.FAST)(typed)
