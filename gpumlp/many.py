@@ -64,16 +64,23 @@ def make_trainers(
 
 
 class _Count(Callback):
-    """Notes how many epochs a member has done."""
+    """Notes how many epochs a member has done, and stops it, also where it was asked to before it began."""
 
     every_epoch = False
 
     def __init__(self) -> None:
         self.done = 0
         self.loss = float("nan")
+        self.cancelled = False
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        if self.cancelled:
+            trainer.stop("interrupted")
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
         self.done, self.loss = epoch, logs["loss"]
+        if self.cancelled:
+            trainer.stop("interrupted")
 
 
 def fit_many(
@@ -152,9 +159,9 @@ def fit_many(
         try:
             _watch(futures, counts, bar, lambda: interrupt.pressed)
         except BaseException:
-            for trainer, future in zip(trainers, futures, strict=True):
+            for count, future in zip(counts, futures, strict=True):
+                count.cancelled = True
                 future.cancel()
-                trainer.stop("interrupted")
             raise
         finally:
             bar.close()

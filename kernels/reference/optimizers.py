@@ -13,7 +13,7 @@ from .. import BAD_STEP, SLOT, STEP, UPDATE
 Array = Any
 
 
-def check_gradients(xp: Any, gradients: Array, control: Array, squared: bool) -> None:
+def check_gradients(xp: Any, gradients: Array, control: Array, squared: bool = False) -> None:
     # the extremes carry a NaN or an infinity; a sum of squares could overflow by itself
     if control[BAD_STEP] < 0 and gradients.size:
         extremes = xp.stack([gradients.min(), gradients.max()])
