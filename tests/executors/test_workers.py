@@ -1,0 +1,239 @@
+"""Workers: how many, and what happens where programs, processes and threads of the user meet."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.executors import workers as module
+from gpumlp.executors.compiled import CompiledExecutor
+from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, default_workers, multiply_adds
+from gpumlp.program import Builder, Operand
+
+X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
+Y = (X[:, :1] * X[:, 1:2]).astype(np.float32)
+
+
+def product(rows, inner, columns, transpose_a=False, transpose_b=False, times=1):
+    b = Builder(rows, "float32", training=True)
+    for i in range(times):
+        shapes = {
+            "a": (inner, rows) if transpose_a else (rows, inner),
+            "b": (columns, inner) if transpose_b else (inner, columns),
+        }
+        a, w = (Operand(name, "", shape, "float32") for name, shape in shapes.items())
+        c = b.buffer(f"c{i}", rows, columns)
+        b.call("matmul", a, w, c, transpose_a=transpose_a, transpose_b=transpose_b)
+    return b.finish()
+
+
+@pytest.mark.parametrize(("ta", "tb"), [(False, False), (True, False), (False, True)])
+def test_multiply_adds_are_those_of_all_products(ta, tb):
+    assert multiply_adds(product(3, 5, 7, ta, tb, times=2)) == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize(
+    ("sizes", "usable", "expected"),
+    [
+        ((1, 1, 1), 8, 1),
+        ((100, 100, 100), 8, 1),
+        ((100, 200, 100), 8, 1),  # a whole one's work, and no more
+        ((200, 200, 100), 8, 2),
+        ((1000, 1000, 1000), 8, 8),
+        ((1000, 1000, 1000), 2, 2),
+        ((1000, 1000, 1000), None, 1),
+    ],
+)
+def test_the_default_is_by_size_and_by_the_cpus_that_are_there(monkeypatch, sizes, usable, expected):
+    assert WORK_FOR_ANOTHER_WORKER == 2_000_000  # what the sizes above are chosen by
+    monkeypatch.setattr(module, "cpu_counts", lambda: {"usable": usable})
+    assert default_workers(product(*sizes)) == expected
+
+
+def test_affinity_and_quota_bound_the_default(monkeypatch):
+    large = product(1000, 1000, 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr("gpumlp.cpus.cgroup_quota", lambda: None)
+    assert default_workers(large) == 6
+    monkeypatch.setattr("gpumlp.cpus.cgroup_quota", lambda: 2.5)
+    assert default_workers(large) == 3
+    monkeypatch.setattr("gpumlp.cpus.cgroup_quota", lambda: 0.2)
+    assert default_workers(large) == 1
+
+
+def test_programs_of_one_training_take_the_number_of_the_largest(training_step, monkeypatch):
+    monkeypatch.setattr(module, "cpu_counts", lambda: {"usable": 4})
+    x = np.random.default_rng(0).normal(size=(1100, 300))
+    network = gm.mlp([300, 40, 1], seed=0, device="cpu")
+    step = training_step(network, "mse", x, x[:, :1], batch_rows=1000, executor=CompiledExecutor)
+    assert step.executor.workers == 4  # the last batch of 100 rows alone would take 1
+    assert step.run(4) == 4
+
+
+def fit(seed, threads, epochs=8, **settings):
+    network = gm.Sequential(
+        *(gm.Linear(8, 40), gm.BatchNorm1d(40), gm.ReLU(), gm.Dropout(0.2), gm.Linear(40, 1)), device="cpu"
+    )
+    trainer = gm.Trainer(network, loss="mse", optimizer="adam", seed=seed, threads=threads)
+    trainer.fit(X, Y, epochs=epochs, batch_size=32, progress=False, **settings)
+    return trainer
+
+
+def weights(trainer):
+    return np.concatenate([np.ravel(v) for v in trainer.network.state_dict().values()])
+
+
+def test_trainings_at_once_each_give_the_bits_that_they_give_alone():
+    settings = [(seed, 1 + seed % 3) for seed in range(8)]
+    alone = [weights(fit(*s)) for s in settings]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda s: weights(fit(*s)), settings))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({w.tobytes() for w in alone}) == len(alone)
+
+
+def test_more_workers_than_processors_come_to_an_end():
+    np.testing.assert_array_equal(weights(fit(1, 7)), weights(fit(1, 1)))
+
+
+def test_no_thread_is_left_behind(training_step):
+    before = set(threading.enumerate())
+    fit(0, 3)
+    assert set(threading.enumerate()) == before
+
+
+def test_threads_are_joined_when_the_block_ends_early(training_step):
+    x = X.copy()
+    x[40] = 3e38
+    network = gm.mlp([8, 40, 1], seed=0, device="cpu")
+    before = set(threading.enumerate())
+    trainer = gm.Trainer(network, loss="mse", threads=3)
+    with pytest.raises(gm.NonFiniteLossError):
+        trainer.fit(x, Y, epochs=5, batch_size=32, progress=False)
+    assert set(threading.enumerate()) == before
+
+
+def test_threads_is_a_number_of_at_least_1():
+    bad: Any
+    for bad in (0, -1, 1.5, "two"):
+        with pytest.raises((ValueError, TypeError), match="threads"):
+            gm.Trainer(gm.mlp([8, 4, 1], device="cpu"), loss="mse", threads=bad)
+
+
+# --- other processes ----------------------------------------------------------------------------------------------
+
+COMMON = """
+import numpy as np, gpumlp as gm, sys
+X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
+def fit(seed, threads, epochs=8):
+    network = gm.Sequential(gm.Linear(8, 40), gm.BatchNorm1d(40), gm.ReLU(), gm.Dropout(0.2), gm.Linear(40, 1),
+                            device="cpu")
+    trainer = gm.Trainer(network, loss="mse", optimizer="adam", seed=seed, threads=threads)
+    trainer.fit(X, (X[:, :1] * X[:, 1:2]).astype(np.float32), epochs=epochs, batch_size=32, progress=False)
+    return trainer
+def bits(seed, threads):
+    state = fit(seed, threads).network.state_dict()
+    return b"".join(np.ascontiguousarray(v).tobytes() for v in state.values()).hex()
+"""
+
+
+def script(tmp_path, text, name="script.py", args=(), timeout=120):
+    path = tmp_path / name
+    path.write_text(COMMON + textwrap.dedent(text))
+    return subprocess.run(
+        [sys.executable, *args, str(path)], capture_output=True, text=True, timeout=timeout, cwd=tmp_path
+    )
+
+
+def test_children_of_fork_and_of_spawn_train_with_the_bits_of_their_parent(tmp_path):
+    methods = ["spawn", *(["fork"] if hasattr(os, "fork") else [])]
+    result = script(
+        tmp_path,
+        f"""
+        import multiprocessing, warnings
+        if __name__ == "__main__":
+            # Python 3.12 warns of any thread at a fork; libraries of NumPy and SciPy have some
+            warnings.simplefilter("ignore", DeprecationWarning)
+            wanted = bits(3, 2)
+            for method in {methods}:
+                with multiprocessing.get_context(method).Pool(2) as pool:
+                    found = pool.starmap(bits, [(3, 1), (3, 2), (3, 3)])
+                assert found == [wanted] * 3, method
+            assert bits(3, 2) == wanted
+            print("all equal")
+        """,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "all equal\n"
+
+
+def test_trainings_run_under_xdist(tmp_path):
+    """Two worker processes, each with threads of its own."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    wanted = fit(3, 2)
+    np.save(tmp_path / "wanted.npy", weights(wanted))
+    result = script(
+        tmp_path,
+        """
+        import pytest
+        @pytest.mark.parametrize("threads", [1, 2, 3, 4])
+        def test_fit(threads):
+            state = fit(3, threads).network.state_dict()
+            found = np.concatenate([np.ravel(v) for v in state.values()])
+            np.testing.assert_array_equal(found, np.load("wanted.npy"))
+        """,
+        "test_under_xdist.py",
+        ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 passed" in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize(
+    ("threads", "hidden", "batch", "seconds"), [(1, [64, 64], 4, 2), (2, [256, 256], 64, 5)]
+)
+def test_ctrl_c_ends_a_long_epoch_and_keeps_what_was_trained(tmp_path, threads, hidden, batch, seconds):
+    """After the block at hand, of about 50 ms; two workers wait for each other where others hold a processor."""
+    result = script(
+        tmp_path,
+        f"""
+        import os, signal, threading, time
+        fit(0, {threads})  # compiled code is loaded
+        X = np.random.default_rng(0).normal(size=(2_000_000, 8)).astype(np.float32)
+        sent = []
+        def press():
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+        network = gm.mlp([8, *{hidden}, 1], device="cpu", seed=1)
+        before = network.state_dict()
+        before = {{k: np.array(v) for k, v in before.items()}}
+        trainer = gm.Trainer(network, loss="mse", threads={threads})
+        y = X[:, :1].copy()
+        timer = threading.Timer(1.0, press)
+        timer.start()
+        try:
+            trainer.fit(X, y, epochs=1000, batch_size={batch}, progress=False)
+        except KeyboardInterrupt:
+            took = time.perf_counter() - sent[0]
+        assert took < {seconds}, took
+        after = network.state_dict()
+        assert any((np.array(after[k]) != before[k]).any() for k in before)
+        assert all(np.isfinite(np.array(v)).all() for v in after.values())
+        history = trainer.history
+        assert history.stopped == "interrupted"
+        steps = history.steps
+        assert 0 < steps < 2_000_000 // {batch}, steps  # within the first epoch
+        print("stopped after", steps)
+        """,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("stopped after")

@@ -1,0 +1,307 @@
+"""Every compiled kernel equals the reference, over the whole catalogue: a new entry is tested by being there.
+
+Operands are made as `test_catalogue.py` makes them, in three sizes: small; a size that three workers share by columns
+with a rest; and a matrix so long and narrow that they share its rows.
+"""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP
+from gpumlp.kernels.cpu import table
+
+CPU = gm.get_backend("cpu")
+TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
+
+
+def load(rows: int, columns: int, flat: int) -> ModuleType:
+    """The module of the catalogue's tests with examples of another size."""
+    spec = importlib.util.spec_from_file_location("examples", Path(__file__).with_name("test_catalogue.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    vars(module).update(ROWS=rows, COLUMNS=columns, FLAT=flat)
+    module.SHAPES.update(a=(rows, columns), b=(columns, 3), c=(rows, 3))
+    module.SCALARS["rows"] = rows
+    return module
+
+
+SIZES = {"small": load(5, 7, 33), "shared": load(19, 37, 300), "long": load(1100, 5, 4099)}
+SMALL = SIZES["small"]
+NAMES, VARIANTS = SMALL.NAMES, SMALL.variants()
+MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
+
+
+def operands(size: str, name: str, dtype: str, changed: dict[str, Any], seed: int = 3) -> dict[str, Any]:
+    values = dict(SIZES[size].example(name, dtype, seed))
+    if name.startswith("relu_grad"):  # what relu gave
+        values["y"] = np.maximum(values["y"], 0)
+    for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
+        if changed.get(turned):
+            values[operand] = values[operand].T.copy()
+    return values
+
+
+def guarded(value: np.ndarray, gap: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of an operand inside memory that is NaN, or an unlikely number, all around and between its rows."""
+    rows, width = value.shape if value.ndim == 2 else (1, value.size)
+    memory = np.full(32 + rows * (width + gap) + 32, fill(value), value.dtype)
+    whole = memory[32 : 32 + rows * (width + gap)].reshape(rows, width + gap)[:, :width]
+    view = whole if value.ndim == 2 else whole[0]
+    view[...] = value
+    return memory, view
+
+
+def fill(value: np.ndarray) -> Any:
+    return np.nan if value.dtype.kind == "f" else -(10**6)
+
+
+def run(run_compiled, size, name, values, dtype, changed, workers=1, gap=0):
+    """Run a compiled kernel between guards; return all operands afterwards."""
+    held: dict[str, Any] = {}
+    for operand, value in values.items():
+        apart = gap if value is not None and value.ndim == 2 and operand != "ring" else 0
+        held[operand] = (None, None) if value is None else guarded(value, apart)
+    scalars = {**SIZES[size].scalars(name), **changed}
+    run_compiled(name, {k: view for k, (_, view) in held.items()}, scalars, dtype, workers)
+    found = {}
+    for operand, (memory, view) in held.items():
+        if memory is None:
+            continue
+        found[operand] = view.copy()
+        view[...] = 0
+        here = np.isnan(memory) if memory.dtype.kind == "f" else memory == fill(memory)
+        assert here.sum() == memory.size - view.size, f"{name} wrote beside {operand}"
+    return found
+
+
+def compare(name, found, wanted, dtype, results):
+    for result in results:
+        if result not in found:
+            continue
+        a, b = found[result], wanted[result]
+        if b.dtype.kind != "f":
+            np.testing.assert_array_equal(a, b, err_msg=result)
+            continue
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=f"{result}: finite in other places")
+        a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+        error, size = np.linalg.norm(a - b), max(float(np.linalg.norm(b)), 1e-3)
+        assert error <= TOLERANCE[dtype] * size, f"{name}, {result}: relative difference {error / size:.3g}"
+
+
+def results(name):
+    return CATALOGUE[name].updates + CATALOGUE[name].writes
+
+
+def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
+    in_place = {f"bias_{name}_in_place" for name in ACTIVATIONS}
+    assert set(table()) == set(CATALOGUE) | in_place | {"outer", "dot_rows", "sum_rows"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "changed"), VARIANTS)
+def test_a_compiled_kernel_equals_the_reference(run_compiled, name, changed, size, dtype):
+    values = operands(size, name, dtype, changed)
+    if changed.get("transpose_a") and changed.get("transpose_b"):
+        pytest.skip("no layer writes that")
+    wanted = SIZES[size].run(name, values, CPU, **changed)
+    alone, shared = (run(run_compiled, size, name, values, dtype, changed, n) for n in (1, 3))
+    compare(name, alone, wanted, dtype, results(name))
+    for operand in CATALOGUE[name].reads:
+        np.testing.assert_array_equal(alone[operand], values[operand])
+    for operand, value in alone.items():
+        np.testing.assert_array_equal(shared[operand], value, err_msg=f"{operand}, with 3 workers")
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_rows_may_lie_apart(run_compiled, name, dtype):
+    for size, workers in (("small", 1), ("shared", 3), ("long", 3)):
+        values = operands(size, name, dtype, {})
+        wanted = run(run_compiled, size, name, values, dtype, {})
+        found = run(run_compiled, size, name, values, dtype, {}, workers, gap=3)
+        for result in results(name):
+            np.testing.assert_array_equal(found[result], wanted[result], err_msg=result)
+
+
+@pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
+def test_an_optional_operand_may_be_absent(run_compiled, name, absent, dtype):
+    for size, workers in (("small", 1), ("shared", 3)):
+        values = {**operands(size, name, dtype, {}), absent: None}
+        wanted = SIZES[size].run(name, values, CPU)
+        found = run(run_compiled, size, name, values, dtype, {}, workers)
+        compare(name, found, wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
+def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_compiled, name, dtype):
+    gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
+    values = {**operands("shared", name, dtype, {}), **gone}
+    wanted = SIZES["shared"].run(name, values, CPU)
+    compare(name, run(run_compiled, "shared", name, values, dtype, {}, 3), wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].in_place])
+def test_a_kernel_that_may_work_in_place_gives_the_same_there(run_compiled, name, dtype):
+    """To rounding: a loop over memory that overlaps is compiled in another way."""
+    spec = CATALOGUE[name]
+    assert spec.in_place is not None
+    written, read = spec.in_place
+    values = operands("shared", name, dtype, {})
+    apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
+    together[written] = together[read]
+    for given, workers in ((apart, 1), (together, 3)):
+        run_compiled(name, given, SIZES["shared"].scalars(name), dtype, workers)
+    for result in results(name):
+        if result not in (written, read):
+            np.testing.assert_array_equal(together[result], apart[result])
+    compare(name, {written: together[written]}, apart, dtype, [written])
+
+
+def lost_weights_do_not_decay(changed):
+    return changed.get("weight_decay") == 0.0 or bool(changed.get("decoupled"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "changed"), VARIANTS)
+def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_compiled, name, changed, bad):
+    """One entry of each float operand in turn, at places drawn at random."""
+    spec, rng = CATALOGUE[name], np.random.default_rng(5)
+    values = operands("small", name, "float64", changed)
+    for operand in spec.reads + spec.updates:
+        if values[operand].dtype.kind != "f" or (operand == "ring" and name != "check_loss"):
+            continue
+        if bad == -np.inf and (operand in SMALL.NOT_NEGATIVE or name.startswith("relu_grad")):
+            continue
+        for _ in range(3):
+            lost = {**values, operand: values[operand].copy()}
+            lost[operand][tuple(rng.integers(0, n) for n in lost[operand].shape)] = bad
+            wanted = SMALL.run(name, lost, CPU, **changed)
+            found = run(run_compiled, "small", name, lost, "float64", changed)
+            # 0 times a lost weight: the reference leaves a decay of 0 out, and so a slot stays finite that is of no use
+            seen = (
+                ["parameters"]
+                if operand == "parameters" and lost_weights_do_not_decay(changed)
+                else results(name)
+            )
+            compare(f"{name} with {operand} {bad}", found, wanted, "float64", seen)
+            if np.isnan(bad):
+                for result in seen:
+                    if lost[result] is not None and wanted[result].dtype.kind == "f":
+                        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("form", ["{}", "{}_grad", "bias_{}", "{}_grad_bias"])
+def test_activations_over_the_whole_range_of_numbers(run_compiled, name, form, dtype):
+    """From the smallest to the largest, with zeros and infinities; NaN is where the reference has it."""
+    name = form.format(name)
+    steps = np.logspace(-44 if dtype == "float32" else -320, 38, 400)
+    x = np.concatenate([steps, -steps, np.linspace(-30, 30, 601), [0.0, -0.0, np.inf, -np.inf, np.nan]])
+    if name.endswith("_grad_bias"):  # sums of columns would be of numbers of very different sizes
+        x = np.clip(x, -1e3, 1e3)
+    x = x.astype(dtype)[None, :]
+    values: dict[str, Any] = {}
+    for operand in CATALOGUE[name].operands:
+        first = operand == CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]
+        shape = (x.size,) if operand in ("bias", "db") else x.shape
+        saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
+        values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
+    wanted = SMALL.run(name, values, CPU)
+    found = run(run_compiled, "small", name, values, dtype, {})
+    for result in CATALOGUE[name].writes:
+        with np.errstate(invalid="ignore"):
+            # a value near 0 by cancellation has the error of what cancels, of the size of x at most
+            scale = np.maximum(np.abs(wanted[result]), np.minimum(np.abs(x).reshape(wanted[result].shape), 1))
+        eps = np.finfo(dtype).eps
+        finite = np.isfinite(wanted[result])
+        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
+        np.testing.assert_array_equal(np.isinf(found[result]), np.isinf(wanted[result]))
+        error = np.abs(found[result][finite] - wanted[result][finite]) / np.maximum(
+            scale[finite], np.finfo(dtype).tiny
+        )
+        assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
+
+
+@pytest.mark.parametrize("name", SMALL.LEARNING)
+def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_compiled, name, dtype):
+    values = operands("shared", name, dtype, {})
+    values["control"][BAD_STEP] = 5
+    found = run(run_compiled, "shared", name, values, dtype, {}, 3)
+    for operand in CATALOGUE[name].updates:
+        np.testing.assert_array_equal(found[operand], values[operand])
+
+
+def test_the_first_bad_step_stays_in_the_control_block(run_compiled):
+    for name in ("check_loss", "check_gradients"):
+        values = operands("small", name, "float64", {})
+        values["ring" if name == "check_loss" else "gradients"][...] = np.nan
+        assert run(run_compiled, "small", name, values, "float64", {})["control"][BAD_STEP] == 6
+        values["control"][[STEP, BAD_STEP]] = 9, 2
+        assert run(run_compiled, "small", name, values, "float64", {})["control"][BAD_STEP] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
+def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_compiled, columns, workers):
+    """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
+    rng, control = np.random.default_rng(columns), SMALL.control()
+    x = rng.normal(size=(9, columns))
+    for name in ("dropout", "gaussian_noise"):
+        values = {"control": control, "x": x, "y": np.zeros_like(x)}
+        wanted = SMALL.run(name, values, CPU)["y"]
+        found = run(run_compiled, "small", name, values, "float64", {}, workers)["y"]
+        if name == "dropout":
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 70_001])
+def test_an_epoch_has_the_order_of_the_reference(run_compiled, rows):
+    control = SMALL.control()
+    given = np.arange(10, 10 + rows)
+    for epoch in (0, 1, 2**31):
+        control[EPOCH] = epoch
+        values = {"control": control, "rows": given, "index": np.zeros(rows, np.int64)}
+        wanted = SMALL.run("shuffle", values, CPU)["index"]
+        found = run(run_compiled, "small", "shuffle", values, "float32", {})["index"]
+        np.testing.assert_array_equal(found, wanted)
+
+
+SIDES_OF_1 = [
+    (1, 9, 7),
+    (9, 1, 7),
+    (9, 7, 1),
+    (1, 1, 7),
+    (1, 7, 1),
+    (7, 1, 1),
+    (1, 1, 1),
+    (1200, 1, 9),
+    (9, 1, 1200),
+]
+
+
+@pytest.mark.parametrize("sizes", SIDES_OF_1, ids=str)
+@pytest.mark.parametrize("form", [(False, False), (True, False), (False, True)], ids=str)
+def test_products_with_a_side_of_1(run_compiled, form, sizes, dtype):
+    (m, n, k), (ta, tb), rng = sizes, form, np.random.default_rng(1)
+    a, b = (rng.normal(size=s).astype(dtype) for s in ((k, m) if ta else (m, k), (n, k) if tb else (k, n)))
+    values, changed = {"a": a, "b": b, "c": np.zeros((m, n), dtype)}, {"transpose_a": ta, "transpose_b": tb}
+    wanted = (a.T if ta else a).astype(np.float64) @ (b.T if tb else b).astype(np.float64)
+    # an entry may be small by cancellation: the size of what is summed is |a| |b|
+    scale = max(np.linalg.norm(wanted), np.linalg.norm(a) * np.linalg.norm(b) / np.sqrt(k))
+    for gap in (0, 2):  # with a gap a column does not lie together, and another kernel is chosen
+        alone, shared = (
+            run(run_compiled, "small", "matmul", values, dtype, changed, workers, gap)["c"]
+            for workers in (1, 3)
+        )
+        assert np.linalg.norm(alone - wanted) <= TOLERANCE[dtype] * scale
+        np.testing.assert_array_equal(shared, alone)
