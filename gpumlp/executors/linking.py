@@ -16,6 +16,13 @@ from ..program import Call, Memory, Operand, Program
 FLAT = frozenset([*ACTIVATIONS, *(f"{name}_grad" for name in ACTIVATIONS), "copy"])
 """Element-wise kernels: contiguous matrices are taken as one long row."""
 
+HAVE_IN_PLACE = FLAT - {"copy"} | {
+    *("softmax", "softmax_grad"),
+    *(f"bias_{name}" for name in ACTIVATIONS),
+    *(f"{name}_grad_bias" for name in ACTIVATIONS),
+}
+"""Kernels with a compiled form for a result that lies where an operand lay."""
+
 BY_SHARE: dict[str, tuple[int, ...]] = {
     "matmul": (2,),
     "outer": (2,),
@@ -93,9 +100,16 @@ def _instruction(call: Call, places: list[Place | None]) -> Instruction:
             replace(p, rows=1, columns=p.rows * p.columns, stride=p.rows * p.columns) for p in places if p
         ]
     kernel = call.kernel
-    if kernel.startswith("bias_") and places[1] == places[2]:
+    if kernel in HAVE_IN_PLACE and _is_in_place(kernel, places):
         kernel += "_in_place"
     return Instruction(kernel, places, _scalars(kernel, scalars), _scratch(kernel, places), written)
+
+
+def _is_in_place(kernel: str, places: Sequence[Place | None]) -> bool:
+    spec = CATALOGUE[kernel]
+    assert spec.in_place is not None
+    written, read = (places[spec.operands.index(name)] for name in spec.in_place)
+    return written is not None and written == read
 
 
 def _scalars(kernel: str, scalars: list[float]) -> list[float]:

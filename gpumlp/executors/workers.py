@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..cpus import cpu_counts
 from ..program import Program
 
@@ -25,3 +27,45 @@ def multiply_adds(program: Program) -> int:
 def default_workers(program: Program) -> int:
     """Workers for a program: by its size, at most the CPUs that this process may use."""
     return max(1, min(int(cpu_counts()["usable"] or 1), multiply_adds(program) // WORK_FOR_ANOTHER_WORKER))
+
+
+class Pace:
+    """Chooses between several workers and one by what each achieves now.
+
+    Workers wait for each other at every barrier, so where another process takes a processor away several can be many
+    times slower than one. The bits do not depend on their number, and so it may change while a network trains.
+
+    Args:
+        workers: the most there may be.
+    """
+
+    TRIAL = 16
+    """A trial of the other number takes the steps of a block over this."""
+    PATIENCE = 12
+    """Blocks between trials while one worker runs alone."""
+
+    def __init__(self, workers: int) -> None:
+        self.most = self.current = workers
+        self._seconds: dict[int, float] = {}
+        self._best = math.inf
+        self._blocks = 0
+
+    def trial(self, n_steps: int) -> tuple[int, int]:
+        """Return (workers, steps) to try first in a block of `n_steps`; no steps where there is no reason to."""
+        self._blocks += 1
+        if self.most == 1 or n_steps < 4 or self.current not in self._seconds:
+            return self.current, 0
+        steps = max(1, n_steps // self.TRIAL)
+        if self.current == 1:
+            return self.most, steps if self._blocks >= self.PATIENCE else 0
+        slower = self._seconds[self.current] > 1.3 * self._best
+        return 1, steps if slower or 1 not in self._seconds else 0
+
+    def took(self, workers: int, seconds_per_step: float) -> None:
+        """Note what a number of workers achieved, and go over to it where it is the better one."""
+        self._seconds[workers] = seconds_per_step
+        self._best = min(self._best, seconds_per_step)
+        if workers != self.current:
+            self._blocks = 0
+            if seconds_per_step < 0.9 * self._seconds[self.current]:
+                self.current = workers

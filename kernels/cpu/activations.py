@@ -128,6 +128,45 @@ def unary(row, ctx, like):
             y[j] = f(x[j], p)
 
 
+# A kernel whose result lies where an operand lay has a form of its own: LLVM does not vectorise a loop over two
+# arrays that turn out to be one.
+
+
+def unary_in_place(row, ctx, like):
+    """x = f(x): operands x, x."""
+    r0, r1, c0, c1 = share(row, 0, ctx)
+    p = T(scalars(row)[0])
+    for i in range(r0, r1):
+        x = span(row, 0, i, c0, c1, like)
+        for j in range(x.size):
+            x[j] = f(x[j], p)
+
+
+def unary_grad_in_place(row, ctx, like):
+    """d *= f'(saved): operands saved, d, d."""
+    r0, r1, c0, c1 = share(row, 0, ctx)
+    p = T(scalars(row)[0])
+    for i in range(r0, r1):
+        saved, d = span(row, 0, i, c0, c1, like), span(row, 1, i, c0, c1, like)
+        for j in range(d.size):
+            d[j] = d[j] * f(saved[j], p)
+
+
+def unary_grad_bias_in_place(row, ctx, like):
+    """d *= f'(saved), db = sums of the columns of d: operands saved, d, d, db."""
+    c0, c1 = part_of_columns(row, ctx)
+    p = T(scalars(row)[0])
+    db = span(row, 3, 0, c0, c1, like)
+    for j in range(db.size):
+        db[j] = T(0)
+    for i in range(rows_of(row, 0)):
+        saved, d = span(row, 0, i, c0, c1, like), span(row, 1, i, c0, c1, like)
+        for j in range(db.size):
+            v = d[j] * f(saved[j], p)
+            d[j] = v
+            db[j] += v
+
+
 def unary_grad(row, ctx, like):
     """dx = dy f'(saved)."""
     r0, r1, c0, c1 = share(row, 0, ctx)
@@ -216,6 +255,35 @@ def softmax(row, ctx, like):
             y[j] = y[j] / total
 
 
+def softmax_in_place(row, ctx, like):
+    first, last = part(rows_of(row, 0), ctx, 16)
+    n = columns_of(row, 0)
+    for i in range(first, last):
+        x = span(row, 0, i, 0, n, like)
+        largest, total = x[0], T(0)
+        for j in range(n):
+            largest = largest if largest >= x[j] or largest != largest else x[j]
+        for j in range(n):
+            e = exp(x[j] - largest)
+            x[j] = e
+            total += e
+        for j in range(n):
+            x[j] = x[j] / total
+
+
+def softmax_grad_in_place(row, ctx, like):
+    """Operands y, d, d."""
+    first, last = part(rows_of(row, 0), ctx, 16)
+    n = columns_of(row, 0)
+    for i in range(first, last):
+        y, d = span(row, 0, i, 0, n, like), span(row, 1, i, 0, n, like)
+        inner = T(0)
+        for j in range(n):
+            inner += y[j] * d[j]
+        for j in range(n):
+            d[j] = y[j] * (d[j] - inner)
+
+
 def softmax_grad(row, ctx, like):
     first, last = part(rows_of(row, 0), ctx, 16)
     n = columns_of(row, 0)
@@ -245,13 +313,18 @@ ELEMENTWISE = {
 
 KERNELS: dict[str, tuple[Any, dict[str, str]]] = {
     "softmax": (softmax, {}),
+    "softmax_in_place": (softmax_in_place, {}),
     "softmax_grad": (softmax_grad, {}),
+    "softmax_grad_in_place": (softmax_grad_in_place, {}),
 }
 for _kernel, _scalar in ELEMENTWISE.items():
     _gradient = {"f": f"{_kernel}_grad"}
     KERNELS[_kernel] = (unary, {"f": _scalar})
+    KERNELS[f"{_kernel}_in_place"] = (unary_in_place, {"f": _scalar})
     _biased = bias_unary if ACTIVATIONS[_kernel] == "x" else bias_unary_x_kept
     KERNELS[f"bias_{_kernel}"] = (_biased, {"f": _scalar})
     KERNELS[f"bias_{_kernel}_in_place"] = (bias_unary_in_place, {"f": _scalar})
     KERNELS[f"{_kernel}_grad"] = (unary_grad, _gradient)
+    KERNELS[f"{_kernel}_grad_in_place"] = (unary_grad_in_place, _gradient)
     KERNELS[f"{_kernel}_grad_bias"] = (unary_grad_bias, _gradient)
+    KERNELS[f"{_kernel}_grad_bias_in_place"] = (unary_grad_bias_in_place, _gradient)

@@ -13,8 +13,9 @@ from numba.extending import intrinsic
 FUNCTION, FLAGS, SCALARS, SCRATCH, OPERANDS = 0, 1, 2, 3, 4
 OPERAND_WIDTH = 4  # address, rows, columns, elements from row to row
 MAX_OPERANDS = 8
-# A worker's own numbers: its place, how many there are, barriers passed, rows of a batch, address of its workspace.
-WORKER, WORKERS, PASSED, BATCH_ROWS, WORK = 0, 1, 2, 3, 4
+# A worker's own numbers: its place, how many there are, barriers passed, rows of a batch, address of its workspace,
+# and the place of the first step in the table of rates and the ring of losses.
+WORKER, WORKERS, PASSED, BATCH_ROWS, WORK, FIRST_SLOT = 0, 1, 2, 3, 4, 5
 ROW_WIDTH = OPERANDS + OPERAND_WIDTH * MAX_OPERANDS
 
 

@@ -9,7 +9,7 @@ from numba import njit, types
 
 from .. import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP, UPDATE
 from . import specialise
-from .intrinsics import FLAGS, atomic_add, atomic_load, call_row, pause
+from .intrinsics import FIRST_SLOT, FLAGS, atomic_add, atomic_load, call_row, pause
 
 _yield = types.ExternalFunction("sched_yield", types.intc())
 
@@ -46,7 +46,7 @@ def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
     Args:
         begin, batch, last: linked programs, (calls, ROW_WIDTH) int64; `last` is empty where every batch is full.
         control: the control block.
-        ctx: [worker, workers, barriers passed], int64.
+        ctx: the worker's own numbers, int64; see `intrinsics`.
         place: address of the barrier's counter.
         n_steps: of this block.
         steps: in an epoch.
@@ -56,7 +56,7 @@ def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
     for k in range(n_steps):
         here = (position + k) % steps
         if ctx[0] == 0:
-            control[SLOT] = k
+            control[SLOT] = ctx[FIRST_SLOT] + k
             control[START] = here * ctx[3]
         if many:
             barrier(place, ctx)
@@ -78,7 +78,7 @@ def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
         if ctx[0] == 0:
             control[STEP] += 1
             control[UPDATE] += 1
-            control[SLOT] = k + 1
+            control[SLOT] = ctx[FIRST_SLOT] + k + 1
             control[POSITION] = (here + 1) % steps
             if here + 1 == steps:
                 control[EPOCH] += 1

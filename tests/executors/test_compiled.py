@@ -54,7 +54,7 @@ def everything_of(step):
     found = {
         f"{role}.{k}": v for role, arena in step.memory.arenas.items() for k, v in arena.to_host().items()
     }
-    return {**found, "ring": step.ring.copy(), "index": np.array(step.memory.arrays["index"])}
+    return {**found, "ring": step.ring[:64].copy(), "index": np.array(step.memory.arrays["index"])}
 
 
 def assert_agree(found, wanted, tolerance):

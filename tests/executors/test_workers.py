@@ -14,7 +14,7 @@ import pytest
 import gpumlp as gm
 from gpumlp.executors import workers as module
 from gpumlp.executors.compiled import CompiledExecutor
-from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, default_workers, multiply_adds
+from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, Pace, default_workers, multiply_adds
 from gpumlp.program import Builder, Operand
 
 X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
@@ -237,3 +237,62 @@ def test_ctrl_c_ends_a_long_epoch_and_keeps_what_was_trained(tmp_path, threads, 
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("stopped after")
+
+
+def test_a_pace_goes_over_to_one_worker_where_several_are_slower_and_back_again():
+    pace = Pace(2)
+    assert pace.trial(100) == (2, 0)  # nothing to compare with yet
+    pace.took(2, 1.0)
+    assert pace.trial(160) == (1, 10)  # one worker is tried once
+    pace.took(1, 1.5)
+    assert pace.current == 2
+    pace.took(2, 1.0)
+    assert pace.trial(160)[1] == 0
+    pace.took(2, 14.0)  # another process took a processor away
+    assert pace.trial(160) == (1, 10)
+    pace.took(1, 1.6)
+    assert pace.current == 1
+    trials = []
+    for _ in range(2 * Pace.PATIENCE):
+        workers, steps = pace.trial(160)
+        if steps:
+            trials.append(workers)
+            pace.took(workers, 1.0)  # it is free again
+        pace.took(pace.current, 1.0 if pace.current == 2 else 1.6)
+        if pace.current == 2:
+            break
+    assert trials == [2]
+    assert pace.current == 2
+
+
+def test_a_pace_of_one_worker_and_a_block_of_few_steps_try_nothing():
+    alone, few = Pace(1), Pace(4)
+    alone.took(1, 1.0)
+    few.took(4, 1.0)
+    assert alone.trial(1000) == (1, 0)
+    assert few.trial(3)[1] == 0
+
+
+def test_changing_the_number_of_workers_while_training_changes_no_bit(monkeypatch):
+    """Every block another number: what a busy machine may cause."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(96, 20)).astype("float32"), rng.integers(0, 5, 96)
+
+    def train():
+        network = gm.Sequential(
+            *(gm.Linear(20, 70), gm.BatchNorm1d(70), gm.Tanh(), gm.Dropout(0.2), gm.Linear(70, 5)),
+            device="cpu",
+        )
+        trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.Adam(1e-3), seed=3)
+        trainer.fit(x, y, epochs=40, batch_size=16, progress=False)
+        return trainer
+
+    alone = train()
+    numbers = iter(range(10**9))
+    monkeypatch.setattr("gpumlp.executors.compiled.default_workers", lambda program: 3)
+    monkeypatch.setattr(module.Pace, "trial", lambda self, n: (1 + next(numbers) % 3, n // 2))
+    mixed = train()
+    assert next(numbers) > 1
+    for name, value in alone.network.state_dict().items():
+        np.testing.assert_array_equal(value, mixed.network.state_dict()[name])
+    assert alone.history["loss"] == mixed.history["loss"]

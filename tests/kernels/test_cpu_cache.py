@@ -77,19 +77,17 @@ def test_a_second_process_loads_what_the_first_compiled(package):
     assert Path(first["where"]).is_relative_to(package)
 
 
-@pytest.mark.parametrize("edited", ["activations.py", "intrinsics.py", "mathlib.py"])
+@pytest.mark.parametrize("edited", ["activations.py", "intrinsics.py"])
 def test_an_edit_of_any_file_is_seen(package, edited):
     first = probe(package)
     path = package / "kernels" / "cpu" / edited
     text = path.read_text()
     if edited == "activations.py":  # another relu
         text = text.replace("return T(0) if x < T(0) else x", "return T(5) if x < T(0) else x")
-    elif edited == "intrinsics.py":  # what relu is made of, in a file that Numba does not look at
+    else:  # what relu is made of, in a file that Numba does not look at
         text = text.replace(
             "    start = row[4 + 4 * k] +", "    start = row[4 + 4 * k] + itemsize(like) * 0 +"
         )
-    else:
-        text += "\n# a remark\n"
     assert text != path.read_text()
     path.write_text(text)
     after = probe(package)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp.executors.linking import HAVE_IN_PLACE
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP
 from gpumlp.kernels.cpu import table
 
@@ -102,7 +103,8 @@ def results(name):
 
 
 def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
-    in_place = {f"bias_{name}_in_place" for name in ACTIVATIONS}
+    in_place = {f"{name}_in_place" for name in HAVE_IN_PLACE}
+    assert {name for name in HAVE_IN_PLACE if not CATALOGUE[name].in_place} == set()
     assert set(table()) == set(CATALOGUE) | in_place | {"outer", "dot_rows", "sum_rows"}
 
 

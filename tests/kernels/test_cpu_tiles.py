@@ -71,7 +71,7 @@ side = st.integers(2, 70)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     m=side,
     n=st.integers(2, 40) | side,
