@@ -1,4 +1,4 @@
-"""Reference kernels at the shapes of the workloads, each held against NumPy in float64 before it is timed."""
+"""Kernels at the shapes of the workloads, reference and compiled, each held against float64 before it is timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.kernels import CATALOGUE
 from gpumlp.kernels.reference import kernel
-from gpumlp.program import new_control
+from gpumlp.program import Call, Memory, Operand, Program, new_control
 
 Arrays = Mapping[str, np.ndarray]
 DTYPE = np.float32
@@ -244,12 +245,40 @@ def test_kernel(case: Case, backend: gm.Backend, timed: Callable[..., None]) -> 
 
     with backend.active():
         call()
-        for name, expected in case.expect(exact).items():
-            actual = backend.to_host(operands[list(host).index(name)])
-            size = max(float(np.linalg.norm(expected)), 1e-3)
-            error = float(np.linalg.norm(actual - expected)) / size
-            assert error < 1e-5, f"{name} of {case.kernel} is off by {error:.3g}"
+        check(case, exact, {name: backend.to_host(o) for name, o in zip(host, operands, strict=True)})
         timed(call, case.flops, 0 if case.flops else case.nbytes(host))
+
+
+def check(case: Case, exact: Arrays, found: Mapping[str, Any]) -> None:
+    """Hold the results of a call against float64."""
+    for name, expected in case.expect(exact).items():
+        size = max(float(np.linalg.norm(expected)), 1e-3)
+        error = float(np.linalg.norm(found[name] - expected)) / size
+        assert error < 1e-5, f"{name} of {case.kernel} is off by {error:.3g}"
+
+
+CALLS = 200
+"""Calls of a compiled kernel in one program: Python's part of the time is then small."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+def test_compiled_kernel(case: Case, timed: Callable[..., None]) -> None:
+    """By one worker; `CALLS` calls a time, so the rates count, and not the seconds."""
+    host = case.operands()
+    exact = {name: np.array(o, dtype=np.float64) for name, o in host.items() if o is not None}
+    operands = tuple(
+        None if o is None else Operand(name, "", o.shape, str(o.dtype)) for name, o in host.items()
+    )
+    call = Call(case.kernel, operands, dict(case.scalars))
+    calls = CALLS if case.nbytes(host) < 10**7 else 1
+    once, often = (Program((call,) * n, {}, frozenset(), 1, "float32") for n in (1, calls))
+    arrays = {name: o for name, o in host.items() if o is not None}
+    executor = CompiledExecutor(gm.get_backend("cpu"), Memory({}, arrays), workers=1)
+    executor.prepare(once, often)
+    executor.execute(once)
+    check(case, exact, arrays)
+    flops, nbytes = case.flops * calls, 0 if case.flops else case.nbytes(host) * calls
+    timed(lambda: executor.execute(often), flops, nbytes)
 
 
 @pytest.mark.parametrize("n", [280, 2560, 60000])

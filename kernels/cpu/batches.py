@@ -31,7 +31,8 @@ def philox(c0, c1, c2, c3, k0, k1):
 def shuffle(row, ctx, like):
     """index = rows in the order of their keys: operands control, rows, index.
 
-    The stable sort of the keys goes byte by byte over scratch for counts, and for keys and places, both twice.
+    The stable sort goes by the leading bytes of the keys, as many as tell most of them apart, over scratch for
+    counts, and for keys and places, both twice; insertion then orders the few that those bytes leave equal.
     """
     if ctx[0] != 0:
         return
@@ -51,7 +52,8 @@ def shuffle(row, ctx, like):
         keys[i] = np.int64((high << WORD) | low)
         places[i] = i
     counts = scratch[4 * n :]
-    for digit in range(8):
+    leading = 2 if n <= 1 << 16 else (3 if n <= 1 << 24 else 4)
+    for digit in range(8 - leading, 8):
         shift = U(8 * digit)
         counts[:] = 0
         for i in range(n):
@@ -68,6 +70,12 @@ def shuffle(row, ctx, like):
             counts[c] += 1
         keys, other_keys = other_keys, keys
         places, other_places = other_places, places
+    for i in range(1, n):
+        key, place, j = keys[i], places[i], i
+        while j > 0 and U(keys[j - 1]) > U(key):
+            keys[j], places[j] = keys[j - 1], places[j - 1]
+            j -= 1
+        keys[j], places[j] = key, place
     for i in range(n):
         index[i] = rows[places[i]]
 
