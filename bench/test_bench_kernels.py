@@ -100,7 +100,14 @@ def _activation(name: str, shape: tuple[int, int], f: Callable[[np.ndarray], np.
 def _gradient(name: str, shape: tuple[int, int], slope: Callable[[np.ndarray], np.ndarray]) -> Case:
     """Of an activation whose gradient reads its result y, or its argument x."""
     saved = CATALOGUE[name].reads[0]
-    return Case(name, {saved: shape, "dy": shape, "dx": shape}, lambda o: {"dx": o["dy"] * slope(o[saved])})
+
+    def values() -> np.ndarray:
+        return np.abs(
+            np.random.default_rng(2).standard_normal(shape, dtype=DTYPE)
+        )  # relu gives nothing below 0
+
+    shapes = {saved: shape, "dy": shape, "dx": shape}
+    return Case(name, shapes, lambda o: {"dx": o["dy"] * slope(o[saved])}, {saved: values})
 
 
 def _ring(value: Any, rows: int) -> np.ndarray:
