@@ -5,7 +5,11 @@
 >>> trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.SGD(lr=0.1, momentum=0.9), seed=1)
 """
 
-from . import data, initializers, layers, losses, metrics, optimizers, schedules
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import initializers, layers, losses, metrics, optimizers, schedules
 from ._version import __version__
 from .backend import Backend, get_backend
 from .callbacks import Callback, CSVLog, EarlyStopping, ModelCheckpoint
@@ -47,6 +51,9 @@ from .schedules import (
 )
 from .trainer import Trainer
 from .validation import CrossValidation, cross_validate
+
+if TYPE_CHECKING:
+    from . import data
 
 __all__ = [
     "ELU",
@@ -112,3 +119,10 @@ __all__ = [
     "optimizers",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load `gpumlp.data` when it is first asked for: who brings arrays does without."""
+    if name == "data":
+        return importlib.import_module("gpumlp.data")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
