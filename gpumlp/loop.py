@@ -151,7 +151,6 @@ class FitLoop:
             arrays["rates"][...] = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in callbacks)
-        self._last_validation = -1
 
     def run(self) -> None:
         """Train until the epochs are done, a callback stops it, or it fails.
@@ -184,7 +183,7 @@ class FitLoop:
 
     def _block(self, size: int, bar: Progress) -> int:
         """Run one block and what follows it; return the size of the next."""
-        n = min(size, RING, self.total_steps - self.steps_done, self._until_stop())
+        n = min(size, RING, self._until_stop())
         step = int(self.control[STEP])
         rates = self.memory.arrays["rates"][:n]
         if not self.constant_rate:
@@ -213,12 +212,8 @@ class FitLoop:
             until.append(self.plan.steps - int(self.control[POSITION]))
         if self.validate is not None:
             every = self.every.steps(self.plan.steps)
-            until.append(every - int(self.control[STEP] - self._validation_origin()) % every)
+            until.append(every - self.history.steps % every)
         return min(until)
-
-    def _validation_origin(self) -> int:
-        """The step that validations are counted from: the first of this history."""
-        return int(self.control[STEP]) - self.history.steps
 
     def _record(self, done: int, position: int, rates: np.ndarray, seconds: float) -> int:
         """Put the good steps of a block into the history; return how many epochs ended."""

@@ -166,7 +166,7 @@ class Trainer:
         measured = {"": data} if train_metrics else {}
         if validation is not None:
             measured["val_"] = validation
-        self.model = Model(self.network, self.loss, classes=self.classes)
+        self.model = self._as_model()
         loop = FitLoop(
             self,
             data,
@@ -184,9 +184,7 @@ class Trainer:
         return self.history
 
     def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
-        x = as_matrix(X, self.network.dtype)
-        check_width(x, self.network.in_features)
-        check_lengths(len(x), y=y, sample_weight=sample_weight)
+        x = self._matrix(X, y, sample_weight)
         classes = _class_names(y, self.classes) if self.loss.is_classification else self.classes
         data = self._data(x, y, sample_weight, classes)
         if rows is not None:
@@ -197,6 +195,13 @@ class Trainer:
                 name = classes[code] if classes else code
                 raise ValueError(f"y has one class only, {name!r}; a classifier needs at least two")
         return data, classes
+
+    def _matrix(self, X: Any, y: Any, sample_weight: Any = None, name: str = "X") -> np.ndarray:
+        """Check features, and that there are as many rows of the others."""
+        x = as_matrix(X, self.network.dtype, name)
+        check_width(x, self.network.in_features)
+        check_lengths(len(x), y=y, sample_weight=sample_weight)
+        return x
 
     def _data(self, x: np.ndarray, y: Any, sample_weight: Any, classes: list[str] | None) -> Data:
         """Check targets and weights of rows that are checked already."""
@@ -224,9 +229,7 @@ class Trainer:
         if given is not None:
             if not isinstance(given, tuple | list) or len(given) not in (2, 3):
                 raise ValueError("validation_data must be (X, y) or (X, y, sample_weight)")
-            x = as_matrix(given[0], self.network.dtype, "X of validation_data")
-            check_width(x, self.network.in_features)
-            check_lengths(len(x), y=given[1])
+            x = self._matrix(given[0], given[1], name="X of validation_data")
             return data, self._data(x, given[1], given[2] if len(given) == 3 else None, classes)
         if not split:
             return data, None
@@ -296,9 +299,7 @@ class Trainer:
         Raises:
             ValueError: data that do not fit, or labels that were not there in training.
         """
-        x = as_matrix(X, self.network.dtype)
-        check_width(x, self.network.in_features)
-        check_lengths(len(x), y=y, sample_weight=sample_weight)
+        x = self._matrix(X, y, sample_weight)
         data = self._data(x, y, sample_weight, self.classes)
         data = data if rows is None else data.taking(as_rows(rows, len(x)))
         return self._as_model().scores(data, self.metrics)

@@ -70,14 +70,13 @@ class CompiledExecutor:
 
     def _link(self, program: Program, shared: Any, on_compile: Callable[[], None] | None) -> Linked:
         from ..kernels.cpu import address
-        from ..kernels.cpu.intrinsics import ROW_WIDTH
 
         activations = Arena(self.backend, program.buffers.values(), shared)
         instructions = instruct(program, self.memory, activations)
         self._work_bytes = max(self._work_bytes, work_bytes(instructions))
         keep: list[Any] = []
         addresses = [address(i.kernel, program.dtype, on_compile) for i in instructions]
-        rows = encode(instructions, addresses, ROW_WIDTH, keep)
+        rows = encode(instructions, addresses, keep)
         return Linked(program, rows, activations, keep)
 
     def linked(self, program: Program) -> Linked:

@@ -11,6 +11,16 @@ import numpy as np
 
 from ..arena import Arena
 from ..kernels import ACTIVATIONS, CATALOGUE
+from ..kernels.layout import (
+    FIRST_TURNED,
+    LONG,
+    NARROW,
+    OPERAND_WIDTH,
+    OPERANDS,
+    PLAIN,
+    ROW_WIDTH,
+    SECOND_TURNED,
+)
 from ..program import Call, Memory, Operand, Program
 
 FLAT = frozenset([*ACTIVATIONS, *(f"{name}_grad" for name in ACTIVATIONS), "copy"])
@@ -132,7 +142,7 @@ def _scratch(kernel: str, places: Sequence[Place | None]) -> int:
         rows = places[1]
         assert rows is not None
         return 8 * (4 * rows.columns + 256)
-    if kernel == "batch_norm_grad" or (CATALOGUE.get(kernel, None) and "ring" in CATALOGUE[kernel].updates):
+    if kernel == "batch_norm_grad" or (kernel in CATALOGUE and "ring" in CATALOGUE[kernel].updates):
         matrix = places[0] if kernel == "batch_norm_grad" else places[1]
         assert matrix is not None
         return 2 * matrix.columns * matrix.itemsize
@@ -149,7 +159,7 @@ def _product(call: Call, places: list[Place | None]) -> Instruction:
     if ta and tb:
         raise ValueError("a product of two transposed matrices is not compiled; no layer writes one")
     inner = a.rows if ta else a.columns
-    form = 1 if ta else 2 if tb else 0
+    form = FIRST_TURNED if ta else SECOND_TURNED if tb else PLAIN
     kernel, operands = "matmul", [a, b, c]
     if inner == 1 and (not tb or b.stride == 1):
         kernel, operands = "outer", [a.as_column() if ta else a, b.as_row() if tb else b, c]
@@ -176,7 +186,7 @@ def work_bytes(instructions: Sequence[Instruction]) -> int:
             a, _, c = instruction.places
             assert a is not None
             assert c is not None
-            turned, size = instruction.scalars[0] == 1, a.itemsize
+            turned, size = instruction.scalars[0] == FIRST_TURNED, a.itemsize
             steps = (size, a.stride * size) if turned else (a.stride * size, size)
             most = max(most, tiles.work_bytes(*steps, c.columns, a.rows if turned else a.columns, size))
     return most
@@ -204,14 +214,12 @@ def barriers(instructions: Sequence[Instruction]) -> list[bool]:
 
 def _split(instruction: Instruction, k: int, place: Place) -> str:
     kernel = instruction.kernel.removesuffix("_in_place")
-    if (
-        kernel == "matmul" and instruction.scalars[0] == 1
-    ):  # a turned: shared by rows, in no other kernel's way
+    if kernel == "matmul" and instruction.scalars[0] == FIRST_TURNED:  # by rows, as no other kernel
         return ""
     if k in BY_COLUMNS.get(kernel, ()):
         return "columns"
     if k in BY_SHARE.get(kernel, ()):
-        return "rows" if place.rows > 1024 and place.rows > 4 * place.columns else "columns"
+        return "rows" if place.rows > LONG and place.rows > NARROW * place.columns else "columns"
     return ""
 
 
@@ -222,18 +230,15 @@ def _conflict(new: tuple[Place, bool, str], old: tuple[Place, bool, str]) -> boo
     return not (p_split and p_split == q_split and p == q)
 
 
-def encode(
-    instructions: Sequence[Instruction], addresses: Sequence[int], row_width: int, keep: list[Any]
-) -> np.ndarray:
-    """Write instructions as the rows that workers walk, (calls, row_width) int64.
+def encode(instructions: Sequence[Instruction], addresses: Sequence[int], keep: list[Any]) -> np.ndarray:
+    """Write instructions as the rows that workers walk, (calls, ROW_WIDTH) int64.
 
     Args:
         instructions: of a program.
         addresses: of their compiled functions.
-        row_width: numbers in a row.
         keep: receives the arrays that the rows point at; it must live as long as they are walked.
     """
-    rows = np.zeros((len(instructions), row_width), dtype=np.int64)
+    rows = np.zeros((len(instructions), ROW_WIDTH), dtype=np.int64)
     for row, instruction, address, wait in zip(
         rows, instructions, addresses, barriers(instructions), strict=True
     ):
@@ -241,8 +246,9 @@ def encode(
         scalars[: len(instruction.scalars)] = instruction.scalars
         scratch = np.zeros(instruction.scratch, dtype=np.uint8)
         keep.extend((scalars, scratch))
-        row[:4] = address, wait, scalars.ctypes.data, scratch.ctypes.data
+        row[:OPERANDS] = address, wait, scalars.ctypes.data, scratch.ctypes.data
         for k, place in enumerate(instruction.places):
             if place is not None:
-                row[4 + 4 * k : 8 + 4 * k] = place.address, place.rows, place.columns, place.stride
+                first = OPERANDS + OPERAND_WIDTH * k
+                row[first : first + OPERAND_WIDTH] = place.address, place.rows, place.columns, place.stride
     return rows

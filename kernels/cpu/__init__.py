@@ -4,9 +4,9 @@ A function takes ``(row, ctx, like)``: the addresses and shapes of its operands,
 a pointer that only carries the type. It is compiled on first use and cached on disk.
 
 The functions of this folder are written once, with the names ``T``, ``exp``, ``tanh``, ... free; `specialise` binds
-those to a type, and gives each copy a name with a hash of all sources here in it. Numba files its cache by that
+those to a type, and gives each copy a name with a hash of all sources of kernels in it. Numba files its cache by that
 name, while it looks only at the file of the function itself to decide whether a cached one is stale: with the hash,
-an edit of any file of this folder is seen.
+an edit of any of them is seen.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MODULES = ("activations", "batches", "losses", "normalisation", "optimizers", "p
 
 @functools.cache
 def stamp() -> str:
-    """A hash of the sources in this folder."""
+    """A hash of all sources of kernels: constants of the catalogue and of the layout are compiled in too."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

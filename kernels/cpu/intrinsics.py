@@ -9,14 +9,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# A row of the linked program: what to call, flags, the address of its scalars, scratch; then its operands.
-FUNCTION, FLAGS, SCALARS, SCRATCH, OPERANDS = 0, 1, 2, 3, 4
-OPERAND_WIDTH = 4  # address, rows, columns, elements from row to row
-MAX_OPERANDS = 8
-# A worker's own numbers: its place, how many there are, barriers passed, rows of a batch, address of its workspace,
-# and the place of the first step in the table of rates and the ring of losses.
-WORKER, WORKERS, PASSED, BATCH_ROWS, WORK, FIRST_SLOT = 0, 1, 2, 3, 4, 5
-ROW_WIDTH = OPERANDS + OPERAND_WIDTH * MAX_OPERANDS
+from ..layout import LONG, NARROW, OPERAND_WIDTH, OPERANDS, SCALARS
 
 
 @intrinsic
@@ -115,48 +108,53 @@ def itemsize(typingctx: Any, like: Any) -> Any:
 @njit
 def given(row, k):
     """Whether operand k is there."""
-    return row[4 + 4 * k] != 0
+    return row[OPERANDS + OPERAND_WIDTH * k] != 0
 
 
 @njit
 def rows_of(row, k):
-    return row[5 + 4 * k]
+    return row[OPERANDS + OPERAND_WIDTH * k + 1]
 
 
 @njit
 def columns_of(row, k):
-    return row[6 + 4 * k]
+    return row[OPERANDS + OPERAND_WIDTH * k + 2]
 
 
 @njit
 def span(row, k, i, first, last, like):
     """The columns [first, last) of row i of operand k."""
-    start = row[4 + 4 * k] + (i * row[7 + 4 * k] + first) * itemsize(like)
+    start = row[OPERANDS + OPERAND_WIDTH * k] + (
+        i * row[OPERANDS + OPERAND_WIDTH * k + 3] + first
+    ) * itemsize(like)
     return carray(pointer(start, like), (last - first,))
 
 
 @njit
 def vector(row, k, like):
     """Operand k, a vector."""
-    return carray(pointer(row[4 + 4 * k], like), (row[6 + 4 * k],))
+    return carray(pointer(row[OPERANDS + OPERAND_WIDTH * k], like), (row[OPERANDS + OPERAND_WIDTH * k + 2],))
 
 
 @njit
 def integers(row, k):
     """Operand k, a vector of int64."""
-    return carray(pointer(row[4 + 4 * k], row), (row[6 + 4 * k],))
+    return carray(pointer(row[OPERANDS + OPERAND_WIDTH * k], row), (row[OPERANDS + OPERAND_WIDTH * k + 2],))
 
 
 @njit
 def doubles(row, k):
     """Operand k, float64 numbers in a row."""
-    return carray(double_pointer(row[4 + 4 * k]), (row[5 + 4 * k] * row[6 + 4 * k],))
+    return carray(
+        double_pointer(row[OPERANDS + OPERAND_WIDTH * k]),
+        (row[OPERANDS + OPERAND_WIDTH * k + 1] * row[OPERANDS + OPERAND_WIDTH * k + 2],),
+    )
 
 
 @njit
 def scalars(row):
     """The scalars of the call, float64."""
-    return carray(double_pointer(row[2]), (8,))
+    return carray(double_pointer(row[SCALARS]), (8,))
 
 
 @njit
@@ -175,7 +173,7 @@ def share(row, k, ctx):
     element-wise calls behind them split alike, and so need no barrier between them.
     """
     rows, columns = rows_of(row, k), columns_of(row, k)
-    if rows > 1024 and rows > 4 * columns:
+    if rows > LONG and rows > NARROW * columns:
         first, last = part(rows, ctx, 16)
         return first, last, 0, columns
     first, last = part(columns, ctx, 16)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .intrinsics import WORK, columns_of, itemsize, part, rows_of, scalars, share, span, vector
+from ..layout import FIRST_TURNED, SECOND_TURNED, WORK
+from .intrinsics import columns_of, itemsize, part, rows_of, scalars, share, span, vector
 from .mathlib import T
 from .tiles import product
-
-PLAIN, FIRST_TURNED, SECOND_TURNED = 0, 1, 2
-"""Forms of a product: c = a b, c = a^T b, c = a b^T."""
 
 
 def matmul(row, ctx, like):

@@ -233,9 +233,7 @@ def _columns(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, k
     """One panel of columns of c; b is packed where its rows lie far apart, and where it must be turned."""
     size = itemsize(like)
     vector = WIDEST // size
-    columns = (
-        2 * vector if kind == 0 else (vector if kind == 1 else (vector // 2 if kind == 2 else vector // 4))
-    )
+    columns = 2 * vector >> kind
     if turned:
         _pack_transposed(like, b, b_row, work, columns * size, k, columns)
     elif packed:
@@ -279,11 +277,7 @@ def _block(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, n, 
     step = b_row if turned else size  # from column to column of b
     j = 0
     for kind in range(4):
-        columns = (
-            2 * vector
-            if kind == 0
-            else (vector if kind == 1 else (vector // 2 if kind == 2 else vector // 4))
-        )
+        columns = 2 * vector >> kind
         while n - j >= columns:
             b_here, c_here = b + j * step, c + j * size
             _columns(

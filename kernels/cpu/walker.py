@@ -8,8 +8,9 @@ from typing import Any
 from numba import njit, types
 
 from .. import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP, UPDATE
+from ..layout import BATCH_ROWS, FIRST_SLOT, FLAGS, FUNCTION
 from . import specialise
-from .intrinsics import FIRST_SLOT, FLAGS, atomic_add, atomic_load, call_row, pause
+from .intrinsics import atomic_add, atomic_load, call_row, pause
 
 _yield = types.ExternalFunction("sched_yield", types.intc())
 
@@ -37,7 +38,7 @@ def walk(rows, ctx, place):
     for i in range(rows.shape[0]):
         if ctx[1] > 1 and rows[i, FLAGS] != 0:
             barrier(place, ctx)
-        call_row(rows[i, 0], base + i * width, here)
+        call_row(rows[i, FUNCTION], base + i * width, here)
 
 
 def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
@@ -46,7 +47,7 @@ def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
     Args:
         begin, batch, last: linked programs, (calls, ROW_WIDTH) int64; `last` is empty where every batch is full.
         control: the control block.
-        ctx: the worker's own numbers, int64; see `intrinsics`.
+        ctx: the worker's own numbers, int64; see `layout`.
         place: address of the barrier's counter.
         n_steps: of this block.
         steps: in an epoch.
@@ -57,7 +58,7 @@ def run(begin, batch, last, control, ctx, place, n_steps, steps, position):
         here = (position + k) % steps
         if ctx[0] == 0:
             control[SLOT] = ctx[FIRST_SLOT] + k
-            control[START] = here * ctx[3]
+            control[START] = here * ctx[BATCH_ROWS]
         if many:
             barrier(place, ctx)
         if here == 0:

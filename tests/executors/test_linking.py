@@ -14,7 +14,8 @@ from gpumlp.executors import linking
 from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.executors.linking import BY_COLUMNS, BY_SHARE, Instruction, Place, barriers, encode, instruct
 from gpumlp.kernels import ACTIVATIONS, CATALOGUE
-from gpumlp.kernels.cpu.intrinsics import MAX_OPERANDS, ROW_WIDTH, share
+from gpumlp.kernels.cpu.intrinsics import share
+from gpumlp.kernels.layout import MAX_OPERANDS, ROW_WIDTH
 from gpumlp.program import Call, Memory, Operand, Program
 
 RNG = np.random.default_rng(0)
@@ -379,7 +380,7 @@ def test_rows_of_the_table_hold_addresses_scalars_scratch_and_operands():
     first = Instruction("relu", [A, B], [0.5], 0, frozenset([1]))
     second = Instruction("shuffle", [None, B, C], [], 64, frozenset([2]))
     keep: list[np.ndarray] = []
-    rows = encode([first, second], [111, 222], ROW_WIDTH, keep)
+    rows = encode([first, second], [111, 222], keep)
     assert rows.shape == (2, ROW_WIDTH)
     assert rows.flags.c_contiguous
     assert tuple(rows[:, 0]) == (111, 222)

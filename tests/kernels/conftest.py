@@ -11,7 +11,7 @@ import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.executors.linking import encode, instruct, work_bytes
 from gpumlp.kernels.cpu import address
-from gpumlp.kernels.cpu.intrinsics import ROW_WIDTH, WORK, WORKER, WORKERS
+from gpumlp.kernels.layout import WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
 
 _signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -48,7 +48,7 @@ def _run_compiled(
     instructions = instruct(Program((call,), {}, frozenset(), 1, dtype), memory, nothing)
     keep: list[Any] = []
     functions = [address(instruction.kernel, dtype) for instruction in instructions]
-    (row,) = encode(instructions, functions, ROW_WIDTH, keep)
+    (row,) = encode(instructions, functions, keep)
     work = np.full(work_bytes(instructions) // 8 + 8, np.nan)  # what is read there before it is written shows
     for worker in range(workers):
         ctx = np.zeros(16, np.int64)

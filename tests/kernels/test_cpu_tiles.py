@@ -195,7 +195,7 @@ def test_working_memory_is_not_written_beyond_its_end(dtype):
     import ctypes
 
     from gpumlp.kernels.cpu import address
-    from gpumlp.kernels.cpu.intrinsics import ROW_WIDTH, WORK, WORKERS
+    from gpumlp.kernels.layout import ROW_WIDTH, WORK, WORKERS
 
     size = np.dtype(dtype).itemsize
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(address("matmul", dtype))
