@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .arena import Arena, Segment, aligned
-from .kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED
+from .kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED, kernel_spec
 
 Array = Any
 
@@ -210,7 +210,7 @@ def call_operands(call: Call) -> tuple[list[Operand], list[Operand]]:
     if call.kernel == PYTHON:
         *given, written = call.operands
         return [o for o in given if o is not None], [written] if written is not None else []
-    spec = CATALOGUE[call.kernel]
+    spec = kernel_spec(call.kernel)
     n_read = len(spec.reads) + len(spec.updates)
     reads = [o for o in call.operands[:n_read] if o is not None]
     return reads, [o for o in call.operands[n_read:] if o is not None]

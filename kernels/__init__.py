@@ -49,15 +49,34 @@ class KernelSpec:
 
 CATALOGUE: dict[str, KernelSpec] = {}
 
+FOR_GPUS: dict[str, KernelSpec] = {}
+"""What executors on a GPU make of neighbouring calls; there is a reference of each, but no kernel for the CPU."""
 
-def _kernel(name: str, contract: str, doc: str, scalars: str = "", in_place: str = "") -> None:
+
+def kernel_spec(name: str) -> KernelSpec:
+    """Return the contract of a kernel of either table.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return CATALOGUE[name] if name in CATALOGUE else FOR_GPUS[name]
+
+
+def _kernel(
+    name: str,
+    contract: str,
+    doc: str,
+    scalars: str = "",
+    in_place: str = "",
+    table: dict[str, KernelSpec] = CATALOGUE,
+) -> None:
     left, _, written = contract.partition("->")
     read, _, updated = left.partition("|")
     names = [part.split() for part in (read, updated, written)]
     optional = frozenset(n.rstrip("?") for group in names for n in group if n.endswith("?"))
     reads, updates, writes = (tuple(n.rstrip("?") for n in group) for group in names)
     alias = tuple(in_place.split("=")) if in_place else None
-    CATALOGUE[name] = KernelSpec(
+    table[name] = KernelSpec(
         name,
         reads,
         updates,
@@ -183,3 +202,36 @@ for _name, _saved in ACTIVATIONS.items():
     _kernel(f"bias_{_name}", _contract, f"add_bias, then {_name}, in one pass", _scalars, in_place="y=x")
     _doc = f"{_name}_grad and column_sums of what it gave, in one pass"
     _kernel(f"{_name}_grad_bias", f"{_saved} dy -> dx db", _doc, _scalars, in_place="dx=dy")
+
+# --- products with an epilogue, and their operands in half the bytes -----------------------------------------------
+for _name, _contract, _doc in (
+    ("product_bias", "a b bias -> c", "matmul, then add_bias"),
+    ("product_bias_relu", "a b bias -> c mask?", "matmul, add_bias, relu; mask has a bit for each c > 0"),
+    ("product_bias_gelu_tanh", "a b bias -> c x?", "matmul, add_bias, gelu_tanh; x is what gelu_tanh read"),
+    ("product_bias_grad", "a b -> c db", "matmul, and column_sums of b"),
+    (
+        "product_relu_grad",
+        "a b mask -> c db?",
+        "matmul, relu_grad by the mask, and column_sums of the result",
+    ),
+    (
+        "product_gelu_tanh_grad",
+        "a b x -> c db?",
+        "matmul, gelu_tanh_grad at x, and column_sums of the result",
+    ),
+):
+    _kernel(_name, _contract, _doc, "transpose_a transpose_b", table=FOR_GPUS)
+_kernel(
+    "cast_bf16",
+    "x -> y",
+    "y = x rounded to bfloat16, as uint16; matrices a and b may be such",
+    table=FOR_GPUS,
+)
+
+MASK_COLUMNS = 128
+"""Columns of a mask are rounded up to these many bits: the layout that cuBLASLt asks for."""
+
+
+def mask_bytes(columns: int) -> int:
+    """Return the bytes of a row of a mask with a bit for each of `columns`."""
+    return -(-columns // MASK_COLUMNS) * MASK_COLUMNS // 8

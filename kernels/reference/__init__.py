@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import CATALOGUE
-from . import activations, batches, fused, losses, normalisation, optimizers, products
+from . import activations, batches, epilogues, fused, losses, normalisation, optimizers, products
 
 MODULES = (batches, products, activations, normalisation, losses, optimizers)
 
@@ -21,7 +21,7 @@ def kernel(name: str) -> Callable[..., None]:
     Raises:
         KeyError: no kernel of that name is in the catalogue.
     """
-    return KERNELS[name]
+    return KERNELS[name] if name in KERNELS else FOR_GPUS[name]
 
 
 def _collect() -> dict[str, Callable[..., None]]:
@@ -32,3 +32,4 @@ def _collect() -> dict[str, Callable[..., None]]:
 
 
 KERNELS = _collect()
+FOR_GPUS: dict[str, Callable[..., None]] = dict(epilogues.KERNELS)

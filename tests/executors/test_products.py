@@ -1,0 +1,149 @@
+"""Products with an epilogue: what the rewrites make of a program, and that it stays the same program."""
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.executors import EagerExecutor
+from gpumlp.executors.lowering import lower
+from gpumlp.executors.products import fuse_epilogues, use_bfloat16
+from gpumlp.kernels import FOR_GPUS
+from gpumlp.kernels.reference.epilogues import pack_mask, unpack_mask
+from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from gpumlp.losses import get_loss
+from gpumlp.program import Builder, Memory, new_control
+from gpumlp.step import RING, DataShape, training_plan
+
+ALL = frozenset(name for name in FOR_GPUS if name.startswith("product"))
+
+
+def network(activation: str, dropout: float = 0.0) -> gm.Sequential:
+    return gm.mlp(
+        (7, 130, 6, 3), activation=activation, dropout=dropout, seed=3, device="cpu", dtype="float64"
+    )
+
+
+def step_program(net):
+    return training_plan(
+        net, get_loss("cross_entropy"), gm.SGD(0.1), DataShape(20, 20, 7, (), False), 8, False
+    )
+
+
+def memory_of(net, rng):
+    arrays = {
+        "control": new_control(0),
+        "rates": np.full(RING, 0.1),
+        "ring": np.zeros((RING, 2)),
+        "X": rng.normal(size=(20, 7)).astype(net.dtype),
+        "y": rng.integers(0, 3, 20),
+        "rows": np.arange(20),
+        "index": np.arange(20),
+    }
+    return Memory(net.arenas(), arrays)
+
+
+def kernels_of(program):
+    return [call.kernel for call in program.calls]
+
+
+def run(net, rewrites):
+    """Parameters and gradients after one step of the rewritten program on the eager executor."""
+    plan = step_program(net)
+    executor = EagerExecutor(net.backend, memory_of(net, np.random.default_rng(0)))
+    executor.prepare(lower(plan.batch, rewrites))
+    for source, _ in list(executor._linked.values()):
+        executor.execute(source)
+    return net.gradients.to_host(), net.state_dict()
+
+
+@pytest.mark.parametrize(
+    "supported", [ALL, ALL - {"product_relu_grad"}, {"product_bias"}, {"product_bias_grad"}, set()], ids=str
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh", "sigmoid"])
+def test_a_step_with_epilogues_gives_the_same_gradients_and_parameters(
+    activation, dropout, supported, assert_close
+):
+    activation = gm.GELU(approximate="tanh") if activation == "gelu_tanh" else activation
+    plain = run(network(activation, dropout), ())
+    fused = run(network(activation, dropout), (fuse_epilogues(supported),))
+    for before, after in zip(plain, fused, strict=True):
+        for name in before:
+            assert_close(after[name], before[name], 1e-13)
+
+
+def test_a_relu_network_keeps_no_bias_activation_or_column_sum_of_its_own():
+    found = kernels_of(lower(step_program(network("relu")).batch, (fuse_epilogues(ALL),)))
+    assert not {"matmul", "add_bias", "relu", "relu_grad", "column_sums"} & set(found) - {"matmul"}
+    assert found.count("product_bias_relu") == 2
+    assert found.count("product_bias") == 1
+    assert found.count("product_relu_grad") == 2
+    assert (
+        found.count("product_bias_grad") == 1
+    )  # of the last layer; those below come with the gradient of relu
+    assert found.count("matmul") == 2  # the weight gradients below
+
+
+def test_what_is_not_supported_stays_as_it_was():
+    program = step_program(network("relu")).batch
+    assert kernels_of(lower(program, (fuse_epilogues(()),))) == kernels_of(program)
+
+
+def test_a_relu_whose_gradient_does_not_follow_a_product_keeps_no_mask():
+    program = lower(step_program(network("relu", dropout=0.5)).batch, (fuse_epilogues(ALL),))
+    products = [c for c in program.calls if c.kernel == "product_bias_relu"]
+    assert [c.operands[-1] for c in products] == [None, None]
+    assert "relu_grad" in kernels_of(program)
+
+
+def test_inference_saves_nothing_for_a_backward_pass():
+    net = network("relu")
+    b = Builder(4, net.dtype, training=False)
+    x = b.buffer("x", 4, 7, keep=True)
+    b.keep(net.emit_forward(b, x)[-1])
+    program = lower(b.finish(), (fuse_epilogues(ALL),))
+    assert not any(".mask" in name for name in program.buffers)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 127, 128, 129, 300])
+def test_a_mask_is_unpacked_as_it_was_packed(columns):
+    positive = np.random.default_rng(columns).random((5, columns)) > 0.5
+    assert np.array_equal(unpack_mask(np, pack_mask(np, positive), columns), positive)
+    assert pack_mask(np, positive).shape[1] % 16 == 0
+
+
+def test_bfloat16_is_rounded_to_nearest_even():
+    # 1 + 2^-8 lies halfway between 1 and 1 + 2^-7: to the even one; 1 + 3 2^-8 halfway to the next even one
+    given = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -0.0, np.inf, 3.4e38], np.float32)
+    expected = np.array([1, 1 + 2**-6, 1 + 2**-7, -0.0, np.inf, np.inf], np.float32)
+    assert np.array_equal(from_bfloat16(np, to_bfloat16(np, given)), expected)
+
+
+def test_bfloat16_keeps_every_nan():
+    nans = np.array([0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x7FFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(from_bfloat16(np, to_bfloat16(np, nans))).all()
+
+
+def test_bfloat16_copies_are_made_once_for_all_products_that_read_them():
+    net = gm.mlp((7, 130, 6, 3), seed=3, device="cpu")
+    program = lower(step_program(net).batch, (fuse_epilogues(ALL), use_bfloat16))
+    copied = [str(c.operands[0]) for c in program.calls if c.kernel == "cast_bf16"]
+    assert len(copied) == len(set(copied))
+    for call in program.calls:
+        if call.kernel == "matmul" or call.kernel.startswith("product"):
+            assert [o.dtype for o in call.operands[:2]] == ["uint16", "uint16"]
+
+
+def test_a_step_with_bfloat16_operands_is_near_the_exact_one(assert_close):
+    plain = run(gm.mlp((7, 130, 6, 3), seed=3, device="cpu"), ())[0]
+    rounded = run(gm.mlp((7, 130, 6, 3), seed=3, device="cpu"), (fuse_epilogues(ALL), use_bfloat16))[0]
+    for name in plain:
+        assert_close(rounded[name], plain[name], 2e-2)
+    assert any((rounded[name] != plain[name]).any() for name in plain)
+
+
+def test_the_marks_of_a_program_still_stand_before_the_same_calls():
+    program = step_program(gm.mlp((7, 130, 6, 3), seed=3, device="cpu")).batch
+    changed = lower(program, (fuse_epilogues(ALL), use_bfloat16))
+    assert changed.calls[changed.marks["update"]].kernel == program.calls[program.marks["update"]].kernel
+    assert changed.calls[changed.marks["backward"] - 1].kernel == "check_loss"
