@@ -119,6 +119,7 @@ def _every(key: str, given: Any) -> int | str:
 SCHEMA: dict[str, dict[str, tuple[Callable[[str, Any], Any], Any]]] = {
     "data": {
         "source": (v.text, v.REQUIRED),
+        "test_source": (v.text, None),
         "target": (v.target, None),
         "task": (v.choice("classification", "regression"), None),
         "drop": (v.texts, []),
@@ -154,6 +155,7 @@ SCHEMA: dict[str, dict[str, tuple[Callable[[str, Any], Any], Any]]] = {
         "dtype": (v.choice("float32", "float64"), "float32"),
         "device": (v.text, "auto"),
         "threads": (v.whole(1), None),
+        "precision": (v.choice("float32", "tf32", "bf16"), "float32"),
         "metrics": (_metrics, None),
         "train_metrics": (v.flag, False),
         "early_stopping": (_early_stopping, None),
@@ -272,7 +274,7 @@ def from_folder(config: Config, folder: Path) -> None:
     data = config.get("data")
     if not isinstance(data, dict):
         return
-    for key in ("source", "data_dir"):
+    for key in ("source", "test_source", "data_dir"):
         value = data.get(key)
         if not isinstance(value, str) or not value or not _is_path(key, value):
             continue
@@ -298,13 +300,26 @@ def apply_settings(config: Config, settings: Iterable[str]) -> None:
             raise ValueError(
                 f"--set got {setting!r}; expected key=value, for example --set optimizer.lr=0.05"
             )
-        value = _value(key, text.strip())
-        if key == "network.layers":  # they say all of a network, and so take the place of what was there
-            config["network"] = {}
-        _put(config, key.split("."), value, key)
+        put_setting(config, key, setting_value(key, text.strip()))
 
 
-def _value(key: str, text: str) -> Any:
+def put_setting(config: Config, key: str, value: Any) -> None:
+    """Put a value into a config, in place, under a dotted key, such as ``"optimizer.lr"``.
+
+    Raises:
+        ValueError: a key below one that is no table.
+    """
+    if key == "network.layers":  # they say all of a network, and so take the place of what was there
+        config["network"] = {}
+    _put(config, key.split("."), value, key)
+
+
+def setting_value(key: str, text: str) -> Any:
+    """Return the value of a setting from the text behind its ``=``: TOML, or a bare word as text.
+
+    Raises:
+        ValueError: a text that begins as TOML and is none, or nothing at all.
+    """
     try:
         parsed = tomllib.loads(f"value = {text}")
         if list(parsed) == ["value"]:
@@ -357,12 +372,13 @@ def config_toml(config: Mapping[str, Any]) -> str:
     """Return a config as TOML; what is None is left out."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(config))
+    return tomli_w.dumps(without_none(config))
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """Return a config, or a part of one, without what is None: as it may be completed again."""
     if isinstance(value, Mapping):
-        return {str(k): _without_none(item) for k, item in value.items() if item is not None}
+        return {str(k): without_none(item) for k, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value]
+        return [without_none(item) for item in value]
     return value

@@ -17,8 +17,9 @@ from .callbacks import Callback, EarlyStopping
 from .checks import as_matrix
 from .config import WIDTHS, Config
 from .config_values import at, name_of
-from .data import Dataset, Prepared, dataset_name, load, prepare
+from .data import Dataset, Prepared, dataset_name, load, load_file, prepare
 from .data.dataset import DEFAULT_TEST_SIZE
+from .data.pairs import join
 from .history import History
 from .inference import Evaluator
 from .layers import LAYERS, Layer, Sigmoid, Softmax, layer_from_dict
@@ -49,16 +50,15 @@ class Experiment:
 
     def fit(self, progress: bool = True) -> History:
         """Train on the training rows; the test rows take no part."""
+        p = self.prepared
+        return self.trainer.fit(p.X_train, p.y_train, progress=progress, **self.fit_settings())
+
+    def fit_settings(self) -> dict[str, Any]:
+        """Return what the config says of `Trainer.fit`: epochs, batch_size, validation_split, ..."""
         settings = self.config["training"]
         size = settings["batch_size"]
         names = ("epochs", "validation_split", "validate_every", "shuffle", "train_metrics")
-        return self.trainer.fit(
-            self.prepared.X_train,
-            self.prepared.y_train,
-            batch_size=None if size == "full" else size,
-            progress=progress,
-            **{name: settings[name] for name in names},
-        )
+        return {"batch_size": None if size == "full" else size, **{name: settings[name] for name in names}}
 
     def check_schedule(self) -> None:
         """Raise a ValueError where the learning rate cannot be followed for the planned steps."""
@@ -95,12 +95,13 @@ class Experiment:
         return "-".join(map(str, [*p.X.shape, *map(zlib.crc32, arrays)]))
 
 
-def set_up(config: Config, callbacks: Sequence[Callback] = ()) -> Experiment:
+def set_up(config: Config, callbacks: Sequence[Callback] = (), like: Experiment | None = None) -> Experiment:
     """Return the training of a complete config: data read and split, the network made.
 
     Args:
         config: from `complete_config`; it is not changed.
         callbacks: of the trainer, before early stopping.
+        like: a training that was set up with the same ``[data]``: its data are taken, and not read again.
 
     Raises:
         ValueError, TypeError: a device that is not there, data that cannot be read, settings that do not fit them.
@@ -110,11 +111,16 @@ def set_up(config: Config, callbacks: Sequence[Callback] = ()) -> Experiment:
     with at("training.device"):
         backend = get_backend(training["device"])
     training["device"] = backend.name
-    dataset = _load(data)
-    loss = _loss(config, dataset)
-    y = np.asarray(dataset.y)
-    prepared = _prepare(dataset, data)
-    y = y[np.concatenate([prepared.train_rows, prepared.test_rows])]
+    if like is None:
+        dataset = _load(data)
+        loss = _loss(config, dataset)
+        y = np.asarray(dataset.y)
+        prepared = _prepare(dataset, data)
+        y = y[np.concatenate([prepared.train_rows, prepared.test_rows])]
+    else:
+        config["data"] = copy.deepcopy(like.config["data"])
+        prepared, y = like.prepared, like.y
+        loss = _loss(config, prepared)
     if training["batch_size"] == "auto":
         training["batch_size"] = automatic_batch_size(prepared.n_train)
     network = _network(config, prepared, loss, backend)
@@ -126,6 +132,7 @@ def set_up(config: Config, callbacks: Sequence[Callback] = ()) -> Experiment:
         seed=training["seed"],
         metrics=training["metrics"],
         threads=training["threads"],
+        precision=training["precision"],
         callbacks=[*callbacks, *([EarlyStopping(**stopping)] if stopping else [])],
     )
     training["metrics"] = [metric.name for metric in trainer.metrics]
@@ -152,7 +159,25 @@ def _load(data: Config) -> Dataset:
             )
     else:
         settings |= {"drop": data["drop"], "delimiter": data["delimiter"]}
-    return load(source, target=data["target"], task=data["task"], data_dir=data["data_dir"], **settings)
+    dataset = load(source, target=data["target"], task=data["task"], data_dir=data["data_dir"], **settings)
+    return dataset if data["test_source"] is None else _with_test_file(dataset, data)
+
+
+def _with_test_file(dataset: Dataset, data: Config) -> Dataset:
+    if dataset_name(data["source"]) is not None:
+        raise ValueError(
+            f"data.test_source goes with a file for training; {data['source']!r} is a data set: leave it out"
+        )
+    if data["test_size"] is not None:
+        raise ValueError("data.test_size and data.test_source both say what is tested; leave one of them out")
+    names = ("drop", "delimiter")
+    settings = {**data["settings"], **{name: data[name] for name in names}}
+    target = data["target"] if data["test_source"].lower().endswith(".npz") else dataset.target_names
+    with at("data.test_source"):
+        test = load_file(
+            data["test_source"], target=target, task=dataset.task, classes=dataset.classes, **settings
+        )
+        return join(dataset, test)
 
 
 def _prepare(dataset: Dataset, data: Config) -> Prepared:
@@ -172,7 +197,7 @@ def _prepare(dataset: Dataset, data: Config) -> Prepared:
 # --- loss and network ---------------------------------------------------------------------------------------------
 
 
-def _loss(config: Config, dataset: Dataset) -> Loss:
+def _loss(config: Config, dataset: Dataset | Prepared) -> Loss:
     training = config["training"]
     if training["loss"] is None:
         default = get_loss("cross_entropy" if dataset.task == "classification" else "mse")

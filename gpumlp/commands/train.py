@@ -53,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; return the exit code."""
+    from ..config import complete_config
     from ..run import RunFolder, new_folder
 
     if args.resume is not None:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         folder.check_unfinished()
         config = folder.read_config()
     else:
-        config = _config(args)
+        config = complete_config(given_config(args))
         folder = RunFolder(args.out if args.out is not None else new_folder(config["name"]))
         folder.check_new()
     return train(config, folder, resume=args.resume is not None, quiet=args.quiet)
@@ -80,15 +81,21 @@ def _refuse_settings(args: argparse.Namespace) -> None:
             raise ValueError(f"--resume goes on with the run as it began; leave {name} out")
 
 
-def _config(args: argparse.Namespace) -> Config:
-    from ..config import apply_settings, complete_config, from_folder
+def given_config(args: argparse.Namespace) -> Config:
+    """Return the config that the arguments ask for, with their changes, unchecked."""
+    from ..config import apply_settings, from_folder
 
     config = _read(args.config)
     changes: Config = {}
     apply_settings(config, args.set)
     # what the command line says goes before what stands in the config; its paths start from here
     apply_settings(
-        changes, [s for s in args.set if s.partition("=")[0].strip() in ("data.source", "data.data_dir")]
+        changes,
+        [
+            setting
+            for setting in args.set
+            if setting.partition("=")[0].strip() in ("data.source", "data.test_source", "data.data_dir")
+        ],
     )
     for section, key, value in (
         ("data", "target", args.target if args.target is None or len(args.target) > 1 else args.target[0]),
@@ -102,7 +109,7 @@ def _config(args: argparse.Namespace) -> Config:
     for section, values in changes.items():
         if isinstance(config.setdefault(section, {}), dict):
             config[section] |= values
-    return complete_config(config)
+    return config
 
 
 def _read(given: str | None) -> Config:

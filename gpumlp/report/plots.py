@@ -6,11 +6,11 @@ They need no pyplot and no display, and leave matplotlib's settings (rcParams) a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from gpumlp.report.axes import WHOLE_TICKS, envelope, grid_shape, log_scale, spans_decades, whole_ticks
 from gpumlp.report.style import CELL_COLOR, INK, TRAIN_COLOR, VALIDATION_COLOR, new_figure, plain, themed
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ Columns: TypeAlias = Mapping[str, Sequence[float] | np.ndarray]
 _COUNTERS = ("epoch", "epochs", "step", "steps", "seconds", "time")
 _RATES = ("lr", "learning_rate")
 _FROM_ZERO_UP = ("loss", "lr", "learning_rate", "mse", "rmse", "mae", "log_loss", "error")
-_LOG_SPAN = 100.0
-_WHOLE_TICKS: dict[str, Any] = {"nbins": 7, "steps": [1, 2, 5, 10], "integer": True, "min_n_ticks": 1}
 
 
 def plot_history(history: Columns, quantities: Sequence[str] | None = None) -> Figure:
@@ -96,8 +94,7 @@ def history_series(history: Columns, quantity: str) -> dict[str, tuple[np.ndarra
 
 @themed
 def _draw_history(series: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    columns = min(len(series), 2)
-    rows = -(-len(series) // columns)
+    rows, columns = grid_shape(len(series))
     figure = new_figure(4.0 * columns, 2.75 * rows)
     for position, (quantity, curves) in enumerate(series.items(), start=1):
         _draw_quantity(figure.add_subplot(rows, columns, position), quantity, curves)
@@ -105,21 +102,17 @@ def _draw_history(series: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray
 
 
 def _draw_quantity(axes: Axes, quantity: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-
     looks = {"train": (TRAIN_COLOR, "-"), "validation": (VALIDATION_COLOR, (0, (5, 1.5)))}
     for label, (epochs, values) in curves.items():
         color, dashes = looks[label]
         marker = "o" if epochs.size <= 30 else ""
         axes.plot(
-            *_envelope(epochs, values), color=color, linestyle=dashes, marker=marker, ms=3.5, label=label
+            *envelope(epochs, values), color=color, linestyle=dashes, marker=marker, ms=3.5, label=label
         )
     everything = np.concatenate([values for _, values in curves.values()])
-    if quantity in _FROM_ZERO_UP and everything.min() > 0 and everything.max() > _LOG_SPAN * everything.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(**_WHOLE_TICKS))
+    if quantity in _FROM_ZERO_UP and spans_decades(everything):
+        log_scale(axes)
+    whole_ticks(axes)
     all_epochs = np.concatenate([epochs for epochs, _ in curves.values()])
     if all_epochs.min() == all_epochs.max():
         axes.set_xlim(all_epochs[0] - 1, all_epochs[0] + 1)
@@ -134,19 +127,6 @@ def _draw_quantity(axes: Axes, quantity: str, curves: Mapping[str, tuple[np.ndar
 def quantity_title(quantity: str) -> str:
     """Return the name of a history quantity in words: ``"learning rate"`` for ``"lr"``."""
     return "learning rate" if quantity in _RATES else plain(quantity.replace("_", " "))
-
-
-def _envelope(x: np.ndarray, y: np.ndarray, buckets: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most 4 points a bucket (first, lowest, highest, last): the same picture, in a small file."""
-    if x.size <= 4 * buckets:
-        return x, y
-    edges = np.linspace(0, x.size, buckets + 1).astype(int)
-    kept: set[int] = set()
-    for start, end in pairwise(edges.tolist()):
-        part = y[start:end]
-        kept.update((start, start + int(part.argmin()), start + int(part.argmax()), end - 1))
-    index = np.array(sorted(kept))
-    return x[index], y[index]
 
 
 @themed
@@ -260,7 +240,7 @@ def plot_predicted_against_true(
         ValueError: shapes that differ, no finite row, or not k names.
     """
     targets = _plottable_targets(true, predicted, target_names)
-    rows, columns = -(-len(targets) // 3), min(len(targets), 3)
+    rows, columns = grid_shape(len(targets), most=3)
     figure = new_figure(4.0 * columns, 4.0 * rows)
     for position, (name, t, p) in enumerate(targets, start=1):
         axes = figure.add_subplot(rows, columns, position)
@@ -303,7 +283,7 @@ def plot_residuals(
     from matplotlib.ticker import MaxNLocator
 
     targets = _plottable_targets(true, predicted, target_names)
-    rows, columns = -(-len(targets) // 3), min(len(targets), 3)
+    rows, columns = grid_shape(len(targets), most=3)
     figure = new_figure(4.0 * columns, 4.0 * rows)
     for position, (name, t, p) in enumerate(targets, start=1):
         axes = figure.add_subplot(rows, columns, position)
@@ -314,7 +294,7 @@ def plot_residuals(
         axes.set(xlabel="predicted - true", ylabel="rows")
         axes.set_title(plain(name, 40), parse_math=False)
         axes.grid(True, axis="y")
-        axes.yaxis.set_major_locator(MaxNLocator(**_WHOLE_TICKS))
+        axes.yaxis.set_major_locator(MaxNLocator(**WHOLE_TICKS))
     return figure
 
 

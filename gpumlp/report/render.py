@@ -87,7 +87,7 @@ def render_report(report: RunReport) -> str:
         ValueError: parts of the report that do not fit each other (shapes, lengths, number of names).
     """
     ids = (f"figure-{i}" for i in range(1, 10_000))
-    page = _template().render(
+    page = template("report.html.jinja").render(
         report=report,
         parameters=sum(count for _, _, count in report.layers),
         metrics=list(dict.fromkeys(name for scores in report.scores.values() for name in scores)),
@@ -102,7 +102,8 @@ def render_report(report: RunReport) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a template of this package; `number` in it is `format_number`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -113,7 +114,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["number"] = format_number
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def format_number(value: float | None) -> str:

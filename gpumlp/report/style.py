@@ -16,6 +16,14 @@ INK = "#1f2328"
 TRAIN_COLOR = "#2f7dd1"
 VALIDATION_COLOR = "#df7518"
 CELL_COLOR = (11 / 255, 74 / 255, 148 / 255)
+WRONG_COLOR = "#e5352b"
+# of middle lightness, to be seen on a white page and on a dark one
+PALETTE = (
+    TRAIN_COLOR, VALIDATION_COLOR, "#2a9d6f", "#9b5fd0", "#c94f7c", "#8f7f20", "#2f9fb5", "#7d8590",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+SCALE_COLORS = (TRAIN_COLOR, "#8a63c9", "#d1508a", VALIDATION_COLOR)
 
 STYLE: dict[str, Any] = {
     "text.color": INK,
@@ -60,6 +68,12 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def described(figure: Figure, alternative: str) -> Figure:
+    """Give a figure, as its label, the text that a reader who does not see it is told; return it."""
+    figure.set_label(alternative)
+    return figure
 
 
 def plain(name: object, longest: int = 60) -> str:
