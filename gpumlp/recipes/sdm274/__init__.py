@@ -1,0 +1,1 @@
+"""Report sdm274: regression and classification with a modular network."""

@@ -1,0 +1,1 @@
+"""Report upf: a small network by hand and in PyTorch."""
