@@ -9,9 +9,12 @@ import contextlib
 import importlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .kernels.cuda.device import Device
 
 ALIGNMENT = 256
 """Bytes; CUDA's own allocation alignment, and a multiple of every CPU's cache line and vector."""
@@ -25,17 +28,18 @@ class Backend:
     Attributes:
         name: "cpu", "gpu:0", "gpu:1", ...
         xp: the module `numpy` or `cupy`.
+        device: what executors speak to a GPU through; None on the CPU.
     """
 
-    def __init__(self, name: str, xp: Any, index: int | None = None) -> None:
+    def __init__(self, name: str, xp: Any, device: Device | None = None) -> None:
         self.name = name
         self.xp = xp
-        self._index = index
+        self.device = device
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, with CuPy's arrays."""
-        return self._index is not None
+        """Whether it is a GPU, or the stand-in for one that tests have."""
+        return self.device is not None
 
     def __repr__(self) -> str:
         return f"<Backend {self.describe()}>"
@@ -45,43 +49,88 @@ class Backend:
 
     def describe(self) -> str:
         """Return the device in words, as reports and `summary` show it."""
-        if not self.is_gpu:
-            return "cpu (NumPy)"
-        properties = self.xp.cuda.runtime.getDeviceProperties(self._index)
-        return f"{self.name} ({properties['name'].decode()}, CuPy)"
+        return "cpu (NumPy)" if self.device is None else f"{self.name} ({self.device.describe()})"
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Make this device the current one within the block."""
-        if self.is_gpu:
-            with self.xp.cuda.Device(self._index):
-                yield
-        else:
+        with contextlib.nullcontext() if self.device is None else self.device.active():
             yield
 
     def allocate(self, nbytes: int) -> Array:
-        """Return zeroed memory of `nbytes` bytes (uint8) whose address is a multiple of `ALIGNMENT`."""
-        with self.active():
-            memory = self.xp.zeros(nbytes + (0 if self.is_gpu else ALIGNMENT), dtype=self.xp.uint8)
-        if self.is_gpu:  # CuPy's pool hands out multiples of 512
-            return memory
-        shift = -memory.ctypes.data % ALIGNMENT
-        return memory[shift : shift + nbytes]
+        """Return zeroed memory of `nbytes` bytes (uint8) whose address is a multiple of `ALIGNMENT`.
+
+        Raises:
+            MemoryError: a GPU has less; the message has the bytes asked for and the bytes free.
+        """
+        return _allocate_on_host(nbytes) if self.device is None else self.device.allocate(nbytes)
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
-        """Return `array` on this device, C-contiguous; no copy where it is so already."""
+        """Return `array` on this device, C-contiguous; no copy where it is so already, whatever library it is of.
+
+        Raises:
+            MemoryError: as in `allocate`.
+        """
+        if self.device is None:
+            return np.ascontiguousarray(np.asarray(array, dtype=dtype))
+        if not self.owns(array):
+            taken = hasattr(array, "__dlpack__") or hasattr(array, "__cuda_array_interface__")
+            if isinstance(array, np.ndarray) or not taken:
+                return self._upload(np.ascontiguousarray(array, dtype=dtype))
+            array = self.device.adopt(array)
+        if array.flags.c_contiguous and dtype in (None, array.dtype):
+            return array
         with self.active():
-            return self.xp.ascontiguousarray(self.xp.asarray(array, dtype=dtype))
+            return array.astype(array.dtype if dtype is None else dtype, order="C")
+
+    def write(self, view: Array, values: Any) -> None:
+        """Copy an array of any library, or a number, into memory of this device."""
+        given = values if np.isscalar(values) else self.asarray(values, dtype=view.dtype)
+        with self.active():
+            view[...] = given
+
+    def _upload(self, host: np.ndarray) -> Array:
+        assert self.device is not None
+        target = self.device.allocate(host.nbytes)[: host.nbytes].view(host.dtype).reshape(host.shape)
+        self.device.copy_in(target, host)
+        return target
+
+    def owns(self, array: Any) -> bool:
+        """Whether an array is one of this backend's own kind, on its device."""
+        return isinstance(array, np.ndarray) if self.device is None else self.device.owns(array)
 
     def to_host(self, array: Array) -> np.ndarray:
         """Return a NumPy array: the same one on the CPU, a copy from a GPU."""
-        return array.get() if self.is_gpu else array
+        return array if self.device is None else self.device.copy_out(array)
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
-        if self.is_gpu:
-            with self.active():
-                self.xp.cuda.get_current_stream().synchronize()
+        if self.device is not None:
+            self.device.synchronize()
+
+
+def _allocate_on_host(nbytes: int) -> np.ndarray:
+    memory = np.zeros(nbytes + ALIGNMENT, dtype=np.uint8)
+    shift = -memory.ctypes.data % ALIGNMENT
+    return memory[shift : shift + nbytes]
+
+
+def address(array: Array) -> int:
+    """Return where the first element of an array lies, in the memory of its device."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+_REGISTERED: dict[str, Backend] = {}
+
+
+def register_backend(backend: Backend) -> None:
+    """Let `get_backend` return this backend for its name: a stand-in for a GPU, on machines without one."""
+    _REGISTERED[backend.name] = backend
+
+
+def unregister_backend(name: str) -> None:
+    """Forget a registered backend; nothing happens where there is none of that name."""
+    _REGISTERED.pop(name, None)
 
 
 def get_backend(device: str | Backend = "auto") -> Backend:
@@ -96,6 +145,8 @@ def get_backend(device: str | Backend = "auto") -> Backend:
     """
     if isinstance(device, Backend):
         return device
+    if device in _REGISTERED:
+        return _REGISTERED[device]
     match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+))?", str(device).strip().lower())
     if not match or (match[2] and match[1] != "gpu"):
         raise ValueError(f'unknown device {device!r}; expected "auto", "cpu", "gpu" or "gpu:N"')
@@ -104,7 +155,9 @@ def get_backend(device: str | Backend = "auto") -> Backend:
     index = int(match[2] or 0)
     cupy, missing = _find_gpu(index)
     if missing is None:
-        return Backend(f"gpu:{index}", cupy, index)
+        from .kernels.cuda.cupy_device import cupy_device
+
+        return Backend(f"gpu:{index}", cupy, cupy_device(index))
     if match[1] == "auto":
         return Backend("cpu", np)
     raise ValueError(f'device {device!r} was asked for, but {missing}; or use device="cpu"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -95,7 +96,7 @@ class _Monitor(Callback):
     def better(self, logs: Mapping[str, float]) -> bool | None:
         """Whether this epoch is the best so far; None where the quantity was not measured in it."""
         value = logs.get(self.monitor, math.nan)
-        if math.isnan(value):
+        if value != value:
             return None
         gain = self.best - value if self.mode == "min" else value - self.best
         if gain > self.min_delta or math.isinf(self.best):
@@ -126,10 +127,10 @@ class EarlyStopping(_Monitor):
         super().__init__(monitor, mode, min_delta)
         self.patience, self.restore_best = check_count("patience", patience), restore_best
         self._since = 0
-        self._weights: dict[str, Any] | None = None
+        self._weights: list[Any] = []
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self._since, self._weights = 0, None
+        self._since, self._weights = 0, []
         self.restart(trainer)
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
@@ -137,48 +138,71 @@ class EarlyStopping(_Monitor):
         if better:
             self._since = 0
             if self.restore_best:
-                self._weights = trainer.network.state_dict()
+                self._keep_weights(trainer)
         elif better is not None:
             self._since += 1
             if self._since >= self.patience:
                 trainer.stop(f"no better {self.monitor} since epoch {self.best_epoch}")
 
+    def _keep_weights(self, trainer: Trainer) -> None:
+        """Copy all memory of parameters and statistics at once: at first each epoch may be the best."""
+        memories = [arena.memory for arena in (trainer.network.parameters, trainer.network.state)]
+        if not self._weights:
+            self._weights = [memory.copy() for memory in memories]
+        for kept, memory in zip(self._weights, memories, strict=True):
+            kept[...] = memory
+
     def on_train_end(self, trainer: Trainer) -> None:
-        if self._weights is not None:
-            trainer.network.load_state_dict(self._weights)
-            self._weights = None
+        if self._weights:
+            for arena, kept in zip(
+                (trainer.network.parameters, trainer.network.state), self._weights, strict=True
+            ):
+                arena.memory[...] = kept
+            self._weights = []
 
 
 class CSVLog(Callback):
-    """Write the row of each epoch to a CSV file, as it ends.
+    """Write the row of each epoch to a CSV file.
+
+    Rows of epochs that are shorter than `FLUSH_SECONDS` reach the file some at a time: each by itself would take
+    longer to write than a small network takes to train.
 
     Args:
         path: of the file, which is written anew.
     """
 
     every_epoch = False
+    FLUSH_SECONDS = 0.1
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: TextIO | None = None
-        self._writer: Any = None
+        self._columns: list[str] = []
+        self._rows: list[list[Any]] = []
+        self._flushed = -math.inf
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._file = self.path.open("w", newline="")
-        self._writer = None
+        self._columns, self._rows, self._flushed = [], [], -math.inf
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
+        if not self._columns:
+            self._columns = list(trainer.columns())
+            self._rows.append(self._columns)
+        self._rows.append([logs.get(name, "") for name in self._columns])
+        if time.monotonic() - self._flushed >= self.FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
         assert self._file is not None
-        if self._writer is None:
-            self._writer = csv.DictWriter(
-                self._file, list(trainer.columns()), restval="", extrasaction="ignore"
-            )
-            self._writer.writeheader()
-        self._writer.writerow({**logs, "epoch": epoch})
+        csv.writer(self._file).writerows(self._rows)
         self._file.flush()
+        self._rows.clear()
+        self._flushed = time.monotonic()
 
     def on_train_end(self, trainer: Trainer) -> None:
         if self._file is not None:
+            self._flush()
             self._file.close()
             self._file = None
 

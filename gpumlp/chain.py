@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,9 +126,9 @@ class Chain:
                     np.random.Philox(key=np.array([self.seed, (i << 16) | k], np.uint64))
                 )
                 values = spec.initializer(rng, spec.shape, spec.fan).astype(self.dtype)
-                self.parameters[f"{layer.key}.{name}"][...] = self.backend.asarray(values)
+                self.backend.write(self.parameters[f"{layer.key}.{name}"], values)
             for name, (_, value) in layer.state_specs.items():
-                self.state[f"{layer.key}.{name}"][...] = value
+                self.backend.write(self.state[f"{layer.key}.{name}"], value)
 
     def segments(self) -> list[Segment]:
         """The placed parameters, with the present flags of their layers."""
@@ -249,14 +250,17 @@ class _Pass:
 
     def forward(self, x: Array) -> Array:
         self._control[STEP] += 1  # dropout draws another mask at each pass
-        self._executor.view(self._program, self._x)[...] = x
-        self._executor.execute(self._program, 0, self._program.marks["backward"])
-        return self._executor.view(self._program, self._y).copy()
+        return self._run(self._x, x, self._y, 0, self._program.marks["backward"])
 
     def backward(self, dy: Array) -> Array:
         place = self._executor.view(self._program, self._dy)
         if dy.shape != place.shape:
             raise ValueError(f"dy has shape {dy.shape}; expected that of the output, {place.shape}")
-        place[...] = dy
-        self._executor.execute(self._program, self._program.marks["backward"])
-        return self._executor.view(self._program, self._dx).copy()
+        return self._run(self._dy, dy, self._dx, self._program.marks["backward"], None)
+
+    def _run(self, given: Operand, values: Array, result: Operand, start: int, stop: int | None) -> Array:
+        backend, view = self._chain.backend, partial(self._executor.view, self._program)
+        backend.write(view(given), values)
+        self._executor.execute(self._program, start, stop)
+        with backend.active():
+            return view(result).copy()

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .interchange import is_on_gpu, to_host
 
-def as_matrix(x: Any, dtype: str, name: str = "X") -> np.ndarray:
-    """Return `x` as a C-contiguous host matrix of `dtype`; no copy where it is one.
+if TYPE_CHECKING:
+    from .backend import Backend
+
+
+def as_matrix(x: Any, dtype: str, name: str = "X", backend: Backend | None = None) -> Any:
+    """Return `x` as a C-contiguous matrix of `dtype`; no copy where it is one.
+
+    Args:
+        x: of any library; on the host, or on a GPU.
+        dtype: wanted.
+        name: in messages.
+        backend: the network's; an array that lies on its GPU stays there. All others come to the host.
 
     Raises:
         ValueError: not a matrix of numbers, or NaN or infinity in it.
     """
-    if type(x).__module__.startswith("cupy"):
-        x = x.get()
     try:
-        array = np.asarray(x)
-        with np.errstate(over="ignore"):  # an infinity is refused below
-            array = np.ascontiguousarray(array, dtype=dtype)
-    except (TypeError, ValueError):
+        if backend is not None and backend.device is not None and is_on_gpu(x):
+            array = backend.asarray(x, dtype=dtype)
+        else:
+            array = np.asarray(to_host(x))
+            with np.errstate(over="ignore"):  # an infinity is refused below
+                array = np.ascontiguousarray(array, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        if "cannot be read" in str(error):
+            raise
         raise ValueError(
             f"{name} has values that are not numbers; expected a matrix of numbers (one-hot encode categories first)"
         ) from None
@@ -29,7 +43,13 @@ def as_matrix(x: Any, dtype: str, name: str = "X") -> np.ndarray:
         )
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}; expected (rows, features), at least one of each")
-    check_finite(array, name)
+    if isinstance(array, np.ndarray):
+        check_finite(array, name)
+    elif backend is not None:
+        with backend.active():
+            finite = bool((array - array == 0).all())
+        if not finite:  # the first such row is looked for on the host
+            check_finite(to_host(array), name)
     return array
 
 
@@ -98,7 +118,7 @@ def as_weights(sample_weight: Any, n: int) -> np.ndarray | None:
     """
     if sample_weight is None:
         return None
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = np.asarray(to_host(sample_weight), dtype=np.float64)
     if weights.shape != (n,):
         raise ValueError(f"sample_weight has shape {weights.shape}; expected ({n},), one for each row of X")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
@@ -122,3 +142,20 @@ def as_rows(rows: Any, n: int) -> np.ndarray:
             "one of them (of a mask: np.flatnonzero(mask))"
         )
     return array.astype(np.int64)
+
+
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+def check_precision(precision: Any, backend: Backend, dtype: Any) -> None:
+    """Raise a ValueError for a precision that there is not, or that needs a GPU or float32."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
+    if precision != "float32" and not backend.is_gpu:
+        raise ValueError(
+            f'precision {precision!r} needs a GPU, and the device is {backend.name}; use "float32"'
+        )
+    if precision != "float32" and np.dtype(dtype) != np.float32:
+        raise ValueError(
+            f"precision {precision!r} is for float32, and the dtype is {dtype}; leave one of them out"
+        )

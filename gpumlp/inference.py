@@ -8,6 +8,7 @@ import numpy as np
 
 from .checks import as_matrix, check_count, check_width
 from .executors import Executor, make_executor
+from .interchange import like
 from .kernels import SLOT
 from .program import Builder, Memory, Operand, Program, new_control
 
@@ -34,20 +35,23 @@ class Evaluator:
         self.loss = loss
         self._passes: dict[tuple[Any, ...], _InferencePass] = {}
 
-    def predict(self, x: Any, batch_size: int | None = None, probabilities: bool = False) -> np.ndarray:
+    def predict(self, x: Any, batch_size: int | None = None, probabilities: bool = False) -> Array:
         """Return outputs, or probabilities where the loss is one of classification, (rows, out_features).
+
+        They come as the kind of array that `x` is; see `interchange.like`.
 
         Raises:
             ValueError: not a finite matrix, another number of features, or a batch size below 1.
         """
-        x = as_matrix(x, self.network.dtype)
+        given, backend = x, self.network.backend
+        x = as_matrix(x, self.network.dtype, backend=backend)
         check_width(x, self.network.in_features)
         out = np.empty((len(x), self.network.out_features), dtype=self.network.dtype)
         for start, stop in _batches(len(x), batch_size):
             work = self._pass(stop - start, None)
             work.run(x[start:stop])
             out[start:stop] = work.result(probabilities)
-        return out
+        return like(given, out, backend)
 
     def evaluate(
         self,
@@ -72,7 +76,10 @@ class Evaluator:
         for start, stop in _batches(n, batch_size):
             part: Any = slice(start, stop) if rows is None else rows[start:stop]
             work = self._pass(stop - start, target)
-            work.run(x[part], target[part], None if weight is None else weight[part])
+            with self.network.backend.active():
+                on_gpu = rows is not None and not isinstance(x, np.ndarray)  # its rows are chosen there
+                chosen = x[self.network.backend.asarray(part) if on_gpu else part]
+            work.run(chosen, target[part], None if weight is None else weight[part])
             value, w = work.loss()
             total += value * (w if self.loss.reduction == "mean" else 1.0)
             weights += w
@@ -123,7 +130,7 @@ class _InferencePass:
         self._executor.prepare(self._program)
 
     def _set(self, operand: Operand, values: np.ndarray) -> None:
-        self._executor.view(self._program, operand)[...] = self._backend.asarray(values, dtype=operand.dtype)
+        self._backend.write(self._executor.view(self._program, operand), values)
 
     def run(self, x: np.ndarray, target: np.ndarray | None = None, weight: np.ndarray | None = None) -> None:
         self._set(self._x, x)

@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checks import check_count
-from .executors import Executor, StepPlan, make_executor
+from .executors import StepPlan
 from .failure import explain
+from .feed import connect
 from .history import History
-from .kernels import BAD_STEP, EPOCH, POSITION, STEP
-from .program import Memory
-from .progress import Progress, deferred_interrupt
+from .kernels import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP
+from .progress import Interrupt, Progress, deferred_interrupt
 from .schedules import ConstantRate, ReduceOnPlateau
 from .step import RING, DataShape, training_plan
 
 if TYPE_CHECKING:
     from .callbacks import Callback
     from .trainer import Trainer
-
-BLOCK_SECONDS = 0.05
-"""Length of a block: short enough for Ctrl-C and the progress bar, long enough for Python to cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class FitLoop:
         record_steps: bool,
         progress: bool,
     ) -> None:
-        network, backend = trainer.network, trainer.network.backend
+        network = trainer.network
         shape = DataShape(
             len(data.x), data.used, data.x.shape[1], data.target.shape[1:], data.weight is not None
         )
@@ -125,21 +122,9 @@ class FitLoop:
             network, trainer.loss, trainer.optimizer, shape, batch_rows, shuffle
         )
         self.control = trainer.control
-        rows = np.arange(len(data.x)) if data.rows is None else np.asarray(data.rows, dtype=np.int64)
-        arrays: dict[str, Any] = {
-            "control": self.control,
-            "rates": np.zeros(RING),
-            "ring": backend.asarray(np.zeros((RING, 2))),
-            "X": backend.asarray(data.x),
-            "y": backend.asarray(data.target),
-            "rows": backend.asarray(rows),
-            "index": backend.asarray(np.zeros(data.used, dtype=np.int64)),
-        }
-        if data.weight is not None:
-            arrays["weight"] = backend.asarray(data.weight, dtype=network.dtype)
-        self.memory = Memory({**network.arenas(), **trainer.slots}, arrays)
-        self.executor: Executor = make_executor(backend, self.memory, network.has_python, trainer.threads)
-        self.executor.prepare(*self.plan.programs, on_compile=_compiling_notice() if progress else None)
+        notice = _compiling_notice() if progress else None
+        self.memory, self.executor = connect(trainer, data, self.plan, notice)
+        self.executor.longest_run = 2 * self.executor.block_seconds  # others may take the processor away
         self.validate, self.every, self.callbacks = validate, validate_every, callbacks
         self.record_steps, self.progress = record_steps, progress
         self.total_steps = (epochs - len(history)) * self.plan.steps - int(self.control[POSITION])
@@ -148,7 +133,8 @@ class FitLoop:
         schedule = trainer.optimizer.schedule
         self.constant_rate = isinstance(schedule, ConstantRate)
         if self.constant_rate:
-            arrays["rates"][...] = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
+            (rate,) = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
+            self.memory.arrays["rates"][...] = rate
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in callbacks)
 
@@ -170,7 +156,10 @@ class FitLoop:
                     callback.on_train_begin(self.trainer)
                 block = 1
                 while self.steps_done < self.total_steps and not self.history.stopped:
-                    block = self._block(block, bar)
+                    if epochs := self._epochs_one_by_one():
+                        self._run_epochs(epochs, bar, interrupt)
+                    else:
+                        block = self._block(block, bar)
                     if interrupt.pressed:
                         raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -178,6 +167,8 @@ class FitLoop:
             raise
         finally:
             bar.close()
+            # what is left there depends on where blocks ended, a matter of time
+            self.control[[SLOT, START]] = 0
             for callback in self.callbacks:
                 callback.on_train_end(self.trainer)
 
@@ -195,15 +186,88 @@ class FitLoop:
         done = self.executor.run(self.plan, n)
         self.trainer.network.backend.synchronize()
         seconds = time.perf_counter() - start
+        self._ran(done, position, rates, seconds, bar)
+        return min(2 * n, max(1, int(self.executor.block_seconds * done / max(seconds, 1e-9))))
+
+    def _ran(self, done: int, position: int, rates: np.ndarray, seconds: float, bar: Progress) -> None:
+        """Record steps and do what follows them."""
         ended = self._record(done, position, rates, seconds)
-        if done < n:
-            epoch = len(self.history) + 1
+        if self.control[BAD_STEP] >= 0:
+            network, epoch = self.trainer.network, len(self.history) + 1
             self.history.stopped = "the loss was not finite"
-            network = self.trainer.network
-            raise explain(network, network.backend, self.memory, self.plan, epoch, float(rates[done]))
+            memory, plan = self.executor.replayable(self.plan)
+            error = explain(network, network.backend, memory, plan, epoch, float(rates[done]))
+            self._epochs_ended(ended, bar)
+            raise error
         self._validate_if_due()
         self._epochs_ended(ended, bar)
-        return min(2 * n, max(1, int(BLOCK_SECONDS * n / max(seconds, 1e-9))))
+
+    def _epochs_one_by_one(self) -> int:
+        """How many whole epochs only callbacks come between; 0 where a block may be longer, or more is to be done."""
+        ready = self.stop_at_epochs and self.plateau is None and self.executor.epoch_sums is not None
+        if not ready or self.control[POSITION] or self.plan.steps > RING:
+            return 0
+        left = self.total_steps - self.steps_done
+        if self.validate is not None:  # the epoch that ends with a validation is a block
+            every = self.every.steps(self.plan.steps)
+            left = min(left, every - self.history.steps % every) - 1
+        return left // self.plan.steps
+
+    def _run_epochs(self, count: int, bar: Progress, interrupt: Interrupt) -> None:
+        """Run whole epochs, the callbacks after each, for about the time of a block.
+
+        What blocks of one epoch would do, in plain Python: beside an epoch of 80 us each call of NumPy shows.
+        """
+        executor, plan, history, trainer = self.executor, self.plan, self.history, self.trainer
+        run, sums, clock = executor.run, executor.epoch_sums, time.perf_counter
+        steps, samples = plan.steps, self.data.used
+        by_mean, schedule = trainer.loss.reduction == "mean", trainer.optimizer.schedule
+        called = [callback.on_epoch_end for callback in self.callbacks]
+        columns = list(history.epochs.values())
+        others = {name: float("nan") for name in list(history.epochs)[4:]}  # measured by validations alone
+        table, rates = self._rates_of_epochs(count), self.memory.arrays["rates"][:steps]
+        lr, first, row = float(rates[-1]), len(history) + 1, {}
+        over = clock() + executor.block_seconds
+        for epoch in range(first, first + (count if table is None else len(table))):
+            if table is not None:
+                if trainer.optimizer.schedule is not schedule:  # a callback gave it another
+                    break
+                rates[...] = table[epoch - first]
+                lr = float(rates[-1])
+            start = clock()
+            done = run(plan, steps)
+            now = clock()
+            if done < steps:
+                break
+            loss = sums[0] / (sums[1] or 1e-300) if by_mean else sums[2]
+            history.train_seconds += now - start
+            history.steps += steps
+            history.samples += samples
+            self.steps_done += steps
+            row = {"epoch": epoch, "loss": loss, "lr": lr, "seconds": history.train_seconds, **others}
+            for column, value in zip(columns, row.values(), strict=True):
+                column.append(value)
+            if self.record_steps:
+                history.step_losses.extend(self.memory.arrays["ring"][:steps, 0].tolist())
+            if bar.shows_each:
+                bar.epochs_ended([row], 1, history.it_per_second)
+            for on_epoch_end in called:
+                on_epoch_end(trainer, epoch, row)
+            if now > over or history.stopped or interrupt.pressed:
+                break
+        if row and not bar.shows_each:
+            bar.epochs_ended([row], len(history) + 1 - first, history.it_per_second)
+        if done < steps:
+            self._ran(done, 0, rates, now - start, bar)
+
+    def _rates_of_epochs(self, count: int) -> np.ndarray | None:
+        """The rates of the next epochs, (epochs, steps), at most a block's; None for a rate that stays."""
+        if self.constant_rate:
+            return None
+        first, steps = int(self.control[STEP]), self.plan.steps
+        ahead = np.arange(first, first + steps * min(count, RING // steps))
+        rates = self.trainer.optimizer.schedule.rates(ahead, steps, self.first_step + self.total_steps)
+        return rates.reshape(-1, steps)
 
     def _until_stop(self) -> int:
         """Steps to the next place where a block must end."""

@@ -12,8 +12,11 @@ import numpy as np
 from .callbacks import Callback
 from .checks import as_matrix, check_count, check_lengths
 from .cpus import cpu_counts
+from .executors import is_small_together, new_seat
 from .failure import NonFiniteLossError
+from .feed import Shared
 from .history import History
+from .interchange import to_host
 from .network import Sequential
 from .progress import Progress, deferred_interrupt
 from .trainer import Trainer
@@ -98,13 +101,16 @@ def fit_many(
 ) -> list[History]:
     """Train many networks side by side on the same data; each ends with the bits that it would have alone.
 
+    On a GPU small networks share each launch, a multiprocessor each; large ones, of which each fills the GPU, train
+    one after the other.
+
     Args:
         trainers: one a network; `make_trainers` makes them from networks, settings or seeds. One that names no
             ``threads`` trains in one.
         X, y, sample_weight, epochs: as in `Trainer.fit`; read by all where they are.
         rows: for each trainer the rows to train on; None for all rows.
         held_rows: for each trainer the rows to validate on; None for none.
-        workers: networks at a time; None for the CPUs that are there.
+        workers: networks at a time; None for the CPUs that are there, and on a GPU for as many as share its launches.
         progress: one bar for all of them.
         fit_settings: of `Trainer.fit`: batch_size, validate_every, ...
 
@@ -125,10 +131,12 @@ def fit_many(
         raise ValueError("fit_many needs at least one trainer, and a network of its own for each")
     dtypes = {trainer.network.dtype for trainer in trainers}
     if len(dtypes) == 1:  # converted once, and then read where it is by all
-        X = as_matrix(X, dtypes.pop())
-    y = np.asarray(y)
+        X = as_matrix(X, dtypes.pop(), backend=trainers[0].network.backend)
+    y = np.asarray(to_host(y))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
     counts = [_Count() for _ in trainers]
+    size = workers if workers is None else check_count("workers", workers)
+    size = _share_gpus(trainers, len(X), fit_settings.get("batch_size", 32), size)
 
     def train(i: int) -> History:
         trainer = trainers[i]
@@ -147,25 +155,55 @@ def fit_many(
             )
         finally:
             trainer.threads, trainer.callbacks = threads, callbacks
+            _leave([trainer])
 
-    on_gpu = any(trainer.network.backend.is_gpu for trainer in trainers)
-    size = check_count("workers", workers) if workers is not None else int(cpu_counts()["usable"] or 1)
     bar = Progress(progress, epochs * len(trainers))
     with (
         deferred_interrupt() as interrupt,
-        ThreadPoolExecutor(1 if on_gpu else min(size, len(trainers))) as pool,
+        ThreadPoolExecutor(min(size, len(trainers))) as pool,
     ):
-        futures = [pool.submit(train, i) for i in range(len(trainers))]
+        futures: list[Future[History]] = []
         try:
+            futures.extend(pool.submit(train, i) for i in range(len(trainers)))
             _watch(futures, counts, bar, lambda: interrupt.pressed)
         except BaseException:
-            for count, future in zip(counts, futures, strict=True):
+            for count in counts:
                 count.cancelled = True
-                future.cancel()
+            begun = [not future.cancel() for future in futures]
+            idle = [t for i, t in enumerate(trainers) if i >= len(begun) or not begun[i]]
+            _leave(idle)  # those that did begin wait for them
             raise
         finally:
             bar.close()
     return [future.result() for future in futures]
+
+
+def _leave(trainers: Sequence[Trainer]) -> None:
+    """Give up what trainers share with others, who then no longer wait for them."""
+    for trainer in trainers:
+        if trainer.shared is not None and trainer.shared.seat is not None:
+            trainer.shared.seat.leave()
+        trainer.shared = None
+
+
+def _share_gpus(trainers: Sequence[Trainer], rows: int, batch_size: int | None, workers: int | None) -> int:
+    """Give trainers on a GPU common copies of the data, and small ones common launches; return how many at a time."""
+    uploads: dict[Any, dict[int, Any]] = {}
+    for trainer in trainers:
+        backend = trainer.network.backend
+        if backend.is_gpu:
+            trainer.shared = Shared(uploads.setdefault(backend.name, {}))
+    on_gpu = [trainer for trainer in trainers if trainer.shared is not None]
+    if not on_gpu:
+        return workers or int(cpu_counts()["usable"] or 1)
+    step_rows = rows if batch_size is None else min(int(batch_size), rows)
+    if workers is not None or not all(is_small_together(t.network, step_rows) for t in on_gpu):
+        return workers or 1
+    gangs: dict[str, Any] = {}
+    for trainer in on_gpu:
+        assert trainer.shared is not None
+        trainer.shared.seat = new_seat(trainer.network.backend, gangs)
+    return len(trainers)
 
 
 def _watch(

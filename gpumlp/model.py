@@ -12,6 +12,7 @@ from .checkpoint import load_model as load_file
 from .checkpoint import save_model as save_file
 from .checks import check_finite, check_labels
 from .inference import Evaluator
+from .interchange import like, to_host
 from .losses import Loss, get_loss
 from .metrics import Metric, classes_from_probabilities
 
@@ -27,7 +28,7 @@ def encode_target(y: Any, classes: Sequence[str] | None, loss: Loss, outputs: in
     Raises:
         ValueError: labels that are not among the classes, NaN, or targets that do not fit the loss.
     """
-    given = y.get() if type(y).__module__.startswith("cupy") else y
+    given = to_host(y)
     y = np.asarray(given)
     if y.dtype.kind in "OUS":
         if not loss.is_classification or classes is None:
@@ -102,7 +103,9 @@ class Model:
     def predict(self, X: Any, batch_size: int | None = None) -> np.ndarray:
         """Return values in the units of the target, or probabilities for a classifier, (rows, outputs)."""
         out = self._evaluator.predict(self.inputs(X), batch_size, probabilities=True)
-        return out if self.target_scaler is None else self.target_scaler.inverse(out)
+        if self.target_scaler is None:
+            return out
+        return like(out, self.target_scaler.inverse(to_host(out)), self.network.backend)
 
     def predict_classes(self, X: Any, threshold: float = 0.5) -> np.ndarray:
         """Return the class of each row: its number, or its name where the classes have names.
@@ -114,8 +117,11 @@ class Model:
         Raises:
             ValueError: a regression, a threshold outside (0, 1), or one with more than two classes.
         """
-        codes = self.codes(self.predict(X), threshold)
-        return np.array(self.classes)[codes] if self.classes is not None and codes.ndim == 1 else codes
+        probabilities = self.predict(X)
+        codes = self.codes(to_host(probabilities), threshold)
+        if self.classes is not None and codes.ndim == 1:
+            return np.array(self.classes)[codes]
+        return like(probabilities, codes, self.network.backend)
 
     def codes(self, probabilities: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """Return the numbers of the classes that probabilities choose: (rows,), or (rows, outputs) of 0 and 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from .backend import Backend, get_backend
 from .chain import Chain, check_dtype
-from .executors import choose_executor
+from .executors import executor_in_words
 from .inference import Evaluator
 from .layers import Dropout, Layer, Linear, get_activation, layer_from_dict
 
@@ -106,7 +106,7 @@ class Sequential(Chain):
                 expected = arenas[name][name].shape
                 raise ValueError(f"state_dict has {name} of shape {array.shape}; expected {expected}")
         for name, array in arrays.items():
-            arenas[name][name][...] = self.backend.asarray(array)
+            self.backend.write(arenas[name][name], array)
 
     def n_parameters(self, trainable_only: bool = False) -> int:
         """Return how many numbers are learnt."""
@@ -143,7 +143,7 @@ class Sequential(Chain):
         rule = "-" * (sum(widths) + 2 * (len(head) - 1))
         foot = (
             f"trainable: {self.n_parameters(trainable_only=True):,} of {parameters:,} parameters; {self.dtype}; "
-            f"device: {self.backend.describe()}; executor: {choose_executor(self.backend, self.has_python)[1]}"
+            f"device: {self.backend.describe()}; executor: {executor_in_words(self.backend, self.has_python, products)}"
         )
         return "\n".join([line(head), rule, *map(line, body), rule, line(total), foot])
 

@@ -11,9 +11,21 @@ from typing import Any
 import numpy as np
 
 from .arena import Arena
+from .backend import get_backend
 from .callbacks import as_callbacks
-from .checks import as_matrix, as_rows, as_weights, check_count, check_labels, check_lengths, check_width
+from .checks import (
+    as_matrix,
+    as_rows,
+    as_weights,
+    check_count,
+    check_labels,
+    check_lengths,
+    check_precision,
+    check_width,
+)
+from .feed import Shared
 from .history import History
+from .interchange import to_host
 from .loop import Data, Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
 from .metrics import Metric, get_metric
@@ -41,10 +53,13 @@ class Trainer:
             unless given.
         threads: that share the work of each step on the CPU; None for a number by the network's size and by the
             CPUs that are there. The same number gives the same bits.
+        precision: of products of float32 matrices on a GPU: "float32", "tf32", or "bf16" with parameters and sums in
+            float32.
 
     Attributes:
         history: of the last `fit`.
         classes: labels of the classes where `y` held text; None where they are numbers.
+        shared: what it shares on a GPU with others that train at the same time, while they do.
     """
 
     def __init__(
@@ -59,6 +74,7 @@ class Trainer:
         callbacks: Any = None,
         metrics: Sequence[Any] | None = None,
         threads: int | None = None,
+        precision: str = "float32",
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network is a {type(network).__name__}; expected a gm.Sequential or gm.mlp(...)")
@@ -75,6 +91,10 @@ class Trainer:
                 raise ValueError(f"metric {metric.name!r} does not go with {self.loss!r}, a loss of {kind}")
         seed = seed if seed is None else check_count("seed", seed, least=0)
         self.threads = None if threads is None else check_count("threads", threads)
+        self.precision = precision
+        check_precision(
+            precision, network.backend if device is None else get_backend(device), dtype or network.dtype
+        )
         self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
         if seed is not None:
             network.reset(seed)
@@ -91,12 +111,13 @@ class Trainer:
         for name, value in self.optimizer.initial_slots().items():
             arena = network.parameters.twin()
             for _, view in arena.items():
-                view[...] = value
+                network.backend.write(view, value)
             self.slots[f"slot.{name}"] = arena
         if isinstance(self.optimizer.schedule, ReduceOnPlateau):
             self.optimizer.schedule.reset()
         self._resuming = False
         self._columns: list[str] = list(self.history)
+        self.shared: Shared | None = None
 
     def reset(self, seed: int | None = None) -> None:
         """Draw new weights and forget optimizer, counters and history, as if nothing had been trained."""
@@ -128,7 +149,8 @@ class Trainer:
         """Train, from the present weights on.
 
         Args:
-            X: (rows, in_features); float arrays of the network's type are read where they are, never copied.
+            X: (rows, in_features), an array of any library; float arrays of the network's type are read where they
+                are, never copied: on the host, or on the network's GPU.
             y: values (rows,) or (rows, outputs); labels 0 ... K - 1, text labels, or probabilities (rows, K).
             epochs: passes over the rows.
             batch_size: rows of a step; None for all of them, 1 for one-sample descent.
@@ -167,23 +189,25 @@ class Trainer:
         if validation is not None:
             measured["val_"] = validation
         self.model = self._as_model()
-        loop = FitLoop(
-            self,
-            data,
-            batch_rows,
-            shuffle,
-            epochs,
-            self.history,
-            (lambda: self._measure(measured)) if measured else None,
-            every,
-            self.callbacks,
-            record_steps,
-            progress,
-        )
-        loop.run()
+        with self.network.backend.active():
+            loop = FitLoop(
+                self,
+                data,
+                batch_rows,
+                shuffle,
+                epochs,
+                self.history,
+                (lambda: self._measure(measured)) if measured else None,
+                every,
+                self.callbacks,
+                record_steps,
+                progress,
+            )
+            loop.run()
         return self.history
 
     def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
+        y = to_host(y)
         x = self._matrix(X, y, sample_weight)
         classes = _class_names(y, self.classes) if self.loss.is_classification else self.classes
         data = self._data(x, y, sample_weight, classes)
@@ -197,8 +221,8 @@ class Trainer:
         return data, classes
 
     def _matrix(self, X: Any, y: Any, sample_weight: Any = None, name: str = "X") -> np.ndarray:
-        """Check features, and that there are as many rows of the others."""
-        x = as_matrix(X, self.network.dtype, name)
+        """Check features, which stay on a GPU where they and the network are there, and the numbers of rows."""
+        x = as_matrix(X, self.network.dtype, name, self.network.backend)
         check_width(x, self.network.in_features)
         check_lengths(len(x), y=y, sample_weight=sample_weight)
         return x
@@ -229,8 +253,9 @@ class Trainer:
         if given is not None:
             if not isinstance(given, tuple | list) or len(given) not in (2, 3):
                 raise ValueError("validation_data must be (X, y) or (X, y, sample_weight)")
-            x = self._matrix(given[0], given[1], name="X of validation_data")
-            return data, self._data(x, given[1], given[2] if len(given) == 3 else None, classes)
+            y = to_host(given[1])
+            x = self._matrix(given[0], y, name="X of validation_data")
+            return data, self._data(x, y, given[2] if len(given) == 3 else None, classes)
         if not split:
             return data, None
         rows = np.arange(len(data.x)) if data.rows is None else data.rows
@@ -299,6 +324,7 @@ class Trainer:
         Raises:
             ValueError: data that do not fit, or labels that were not there in training.
         """
+        y = to_host(y)
         x = self._matrix(X, y, sample_weight)
         data = self._data(x, y, sample_weight, self.classes)
         data = data if rows is None else data.taking(as_rows(rows, len(x)))
@@ -351,7 +377,7 @@ class Trainer:
         self.network.load_state_dict(network)
         for name in expected:
             slot, segment = name.split("/")
-            self.slots[slot][segment][...] = self.network.backend.asarray(arrays[name])
+            self.network.backend.write(self.slots[slot][segment], arrays[name])
         self.control[...] = arrays["control"]
         if isinstance(self.optimizer.schedule, ReduceOnPlateau) and values["plateau"]:
             self.optimizer.schedule.load_state_dict(values["plateau"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from .checks import check_count, check_lengths
 from .history import History
+from .interchange import is_on_gpu, to_host
 from .many import fit_many, make_trainers
 from .network import Sequential
 from .splits import fold_rows, split_rows
@@ -66,6 +67,7 @@ def cross_validate(
     callbacks: Callable[[], Any] | None = None,
     device: Any = None,
     dtype: Any = None,
+    precision: str = "float32",
     sample_weight: Any = None,
     validate: bool = False,
     workers: int | None = None,
@@ -80,7 +82,7 @@ def cross_validate(
         y: as in `Trainer.fit`.
         k: folds, at least 2.
         stratify: give each fold the classes in equal shares; None does so where `y` holds labels.
-        loss, optimizer, metrics, device, dtype: as in `Trainer`.
+        loss, optimizer, metrics, device, dtype, precision: as in `Trainer`.
         seed: of folds, weights, batches.
         callbacks: returns new callbacks for a fold.
         validate: also measure the held rows while training, for curves per fold.
@@ -100,18 +102,19 @@ def cross_validate(
     for name in ("validation_data", "validation_split", "rows", "held_rows"):
         if name in fit_settings:
             raise ValueError(f"cross_validate takes no {name}: the folds are the validation data")
-    X = X if isinstance(X, np.ndarray) else np.asarray(X)
+    X = X if is_on_gpu(X) else np.asarray(to_host(X))
+    y = np.asarray(to_host(y))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
-    y = np.asarray(y)
     settings = [
         {"seed": seed + fold, **({"callbacks": callbacks()} if callbacks else {})} for fold in range(k)
     ]
-    common = {"loss": loss, "optimizer": optimizer, "metrics": metrics, "device": device, "dtype": dtype}
+    common = {"loss": loss, "optimizer": optimizer, "metrics": metrics}
+    common |= {"device": device, "dtype": dtype, "precision": precision}
     trainers = make_trainers(settings, make_network, **common)
     classification = trainers[0].loss.is_classification and y.ndim == 1
     labels = y if (classification if stratify is None else stratify) else None
     folds = fold_rows(len(X), k, labels, seed)
-    weights = None if sample_weight is None else np.asarray(sample_weight)
+    weights = None if sample_weight is None else np.asarray(to_host(sample_weight))
     histories = fit_many(
         trainers,
         X,

@@ -6,10 +6,21 @@ from __future__ import annotations
 FUNCTION, FLAGS, SCALARS, SCRATCH, OPERANDS = 0, 1, 2, 3, 4
 OPERAND_WIDTH = 4  # address, rows, columns, elements from row to row
 MAX_OPERANDS = 8
-# A worker's own numbers: its place, how many there are, barriers passed, rows of a batch, address of its workspace,
-# and the place of the first step in the table of rates and the ring of losses.
-WORKER, WORKERS, PASSED, BATCH_ROWS, WORK, FIRST_SLOT = 0, 1, 2, 3, 4, 5
+# A worker's own numbers, its context: its place, how many there are, barriers passed, address of its workspace.
+WORKER, WORKERS, PASSED, WORK = 0, 1, 2, 3
+CONTEXT_WIDTH = 8
 ROW_WIDTH = OPERANDS + OPERAND_WIDTH * MAX_OPERANDS
+
+# What workers do together, a job: three programs, each the address of its rows and CALLS behind it their number; the
+# addresses of control block and ring; steps to do, steps of an epoch, place of the first step in the table of rates
+# and in the ring, rows of a batch, nanoseconds after which to leave (0: never).
+BEGIN, BATCH, LAST, CONTROL, RING = 0, 2, 4, 6, 7
+STEPS, EPOCH_STEPS, FIRST_SLOT, BATCH_ROWS, LIMIT = 8, 9, 10, 11, 12
+CALLS = 1
+# What workers write, on cache lines of its own: workers at barriers; whether to leave after this step, steps done,
+# three float64 sums of the epoch at hand (loss times weight, weight, loss), room for the time.
+ARRIVED, LEAVE, DONE, SUMS, CLOCK = 16, 24, 25, 26, 29
+JOB_WIDTH = 32
 
 # Forms of a product: c = a b, c = a^T b, c = a b^T.
 PLAIN, FIRST_TURNED, SECOND_TURNED = 0, 1, 2

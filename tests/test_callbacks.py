@@ -300,11 +300,15 @@ def test_the_csv_log_holds_the_row_of_every_epoch(tmp_path, every):
         np.testing.assert_array_equal(found, history[name])
 
 
-def test_the_csv_log_can_be_read_while_the_training_runs(tmp_path):
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [1, 2, 3, 4]), (1e9, [1, 1, 1, 1])])
+def test_the_csv_log_can_be_read_while_the_training_runs(tmp_path, monkeypatch, seconds, expected):
+    """Epochs that follow each other more quickly than it writes are written together, the last ones at the end."""
+    monkeypatch.setattr(gm.CSVLog, "FLUSH_SECONDS", seconds)
     seen: list[int] = []
     look = FunctionCallback(lambda trainer, epoch, logs: seen.append(len(rows_of(tmp_path / "log.csv"))))
     fit(trainer_of([gm.CSVLog(tmp_path / "log.csv"), look]), epochs=4)
-    assert seen == [1, 2, 3, 4]
+    assert seen == expected
+    assert len(rows_of(tmp_path / "log.csv")) == 4
 
 
 # ---- checkpoints ----

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp.executors.compiled import CompiledExecutor
+from gpumlp.kernels import POSITION, STEP
 from gpumlp.loop import Every
 from gpumlp.step import RING
 
@@ -393,3 +395,130 @@ def test_an_epoch_cut_short_leaves_the_next_fit_a_fresh_epoch():
     second = trainer.fit(X, LABELS, epochs=1, record_steps=True, **settings)
     assert (len(second), second.steps, second.samples) == (1, 4, 30)
     assert second["loss"][0] == pytest.approx(np.average(second.step_losses, weights=[8, 8, 8, 6]))
+
+
+# ---- epochs one by one, for callbacks that ask for them ----
+
+
+class EachEpoch(gm.Callback):
+    """What a callback sees at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, trainer, epoch, logs):
+        history = trainer.history
+        self.seen.append(
+            {
+                "epoch": epoch,
+                "logs": dict(logs),
+                "last": history.last(),
+                "counts": (len(history), history.steps, history.samples, int(trainer.control[STEP])),
+                "position": int(trainer.control[POSITION]),
+                "weights": weights_of(trainer),
+            }
+        )
+
+
+OPTIMIZERS = {
+    "constant": lambda: gm.SGD(0.1, momentum=0.9),
+    "schedule": lambda: gm.SGD(gm.ExponentialDecay(0.1, factor=0.9, every=1, unit="steps")),
+    "plateau": lambda: gm.SGD(gm.ReduceOnPlateau(0.1, monitor="loss", factor=0.5, patience=2)),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_callbacks_of_each_epoch_see_that_epoch_and_change_no_bit(optimizer, reduction, weighted):
+    settings: dict[str, Any] = {"epochs": 23, "batch_size": 8, "progress": False, "record_steps": True}
+    if weighted:
+        settings["sample_weight"] = np.linspace(0.5, 2, len(X))
+
+    def fit(callbacks, **how):
+        trainer = trainer_of(callbacks, OPTIMIZERS[optimizer](), seed=1)
+        trainer.loss = gm.CrossEntropy(reduction=reduction)
+        trainer.fit(X, LABELS, **{**settings, **how})
+        return trainer
+
+    look = EachEpoch()
+    watched, alone = fit([look]), fit([])
+    for column in ("epoch", "loss", "lr"):
+        assert watched.history[column] == alone.history[column]
+    assert watched.history.step_losses == alone.history.step_losses
+    np.testing.assert_array_equal(weights_of(watched), weights_of(alone))
+    assert [s["epoch"] for s in look.seen] == list(range(1, 24))
+    for i, seen in enumerate(look.seen):
+        assert seen["logs"] == seen["last"] == {name: watched.history[name][i] for name in watched.history}
+        assert seen["counts"] == (i + 1, 4 * (i + 1), 30 * (i + 1), 4 * (i + 1))
+        assert seen["position"] == 0
+    assert watched.history["seconds"] == sorted(watched.history["seconds"])
+    some = fit([], epochs=7) if optimizer != "schedule" else None
+    if some is not None:
+        np.testing.assert_array_equal(look.seen[6]["weights"], weights_of(some))
+
+
+@pytest.mark.parametrize("every", [3, "7 steps"])
+def test_validations_between_epochs_one_by_one_come_when_they_were_asked_for(every):
+    look, steps = EachEpoch(), Steps()
+    trainer = trainer_of([look, steps])
+    trainer.fit(
+        X, LABELS, epochs=10, batch_size=8, validation_data=(X, LABELS), validate_every=every, progress=False
+    )
+    alone = trainer_of([])
+    alone.fit(
+        X, LABELS, epochs=10, batch_size=8, validation_data=(X, LABELS), validate_every=every, progress=False
+    )
+    distance = 7 if every == "7 steps" else 12
+    assert steps.at == sorted({*range(distance, 41, distance), 40})
+    assert trainer.history.validations == alone.history.validations
+    assert [s["epoch"] for s in look.seen] == list(range(1, 11))
+    found = [s["logs"].get("val_loss", float("nan")) for s in look.seen]
+    np.testing.assert_array_equal(found, trainer.history["val_loss"])
+    assert np.isfinite(found).sum() == (4 if every == 3 else 2)
+
+
+def test_a_run_that_is_cut_short_by_time_goes_on(monkeypatch):
+    """`Executor.run` may end early where other processes take the processor away."""
+    wanted = trainer_of([])
+    wanted.fit(X, LABELS, epochs=30, batch_size=4, progress=False)
+    run, calls = CompiledExecutor.run, iter(range(10**6))
+    monkeypatch.setattr(
+        CompiledExecutor, "run", lambda self, plan, n: run(self, plan, min(n, 1 + next(calls) % 11))
+    )
+    for callbacks in ([], [EachEpoch()]):
+        trainer = trainer_of(callbacks)
+        trainer.fit(X, LABELS, epochs=30, batch_size=4, progress=False)
+        for column in ("epoch", "loss", "lr"):
+            assert trainer.history[column] == wanted.history[column]
+        np.testing.assert_array_equal(weights_of(trainer), weights_of(wanted))
+        for callback in callbacks:
+            assert [s["epoch"] for s in callback.seen] == list(range(1, 31))
+            assert [s["position"] for s in callback.seen] == [0] * 30
+
+
+def test_a_callback_that_gives_the_optimizer_another_schedule_is_heeded_at_once():
+    rates: list[float] = []
+
+    def change(trainer, epoch, logs):
+        rates.append(logs["lr"])
+        if epoch == 5:
+            trainer.optimizer.schedule = gm.ExponentialDecay(0.01, factor=1.0, every=1)
+
+    optimizer = gm.SGD(gm.ExponentialDecay(0.1, factor=1.0, every=1))
+    trainer_of(change, optimizer).fit(X, LABELS, epochs=8, batch_size=8, progress=False)
+    assert rates == [0.1] * 5 + [0.01] * 3
+
+
+@pytest.mark.parametrize("every_epoch", [False, True])
+def test_a_loss_that_is_lost_after_epochs_one_by_one_keeps_them(every_epoch):
+    look = EachEpoch()
+    look.every_epoch = every_epoch
+    trainer = trainer_of([look], gm.SGD(0.5), "mse")
+    with pytest.raises(gm.NonFiniteLossError) as caught:
+        trainer.fit(X, VALUES, epochs=10_000, batch_size=8, progress=False)
+    history = trainer.history
+    assert history.stopped == "the loss was not finite"
+    assert len(look.seen) == len(history) == caught.value.epoch - 1 > 1
+    assert np.isfinite(history["loss"]).all()
+    assert history.steps == 4 * len(history) + caught.value.batch - 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp import loop, machine
+from gpumlp import feed, machine
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -53,13 +53,13 @@ def test_versions_name_what_is_not_installed(monkeypatch):
 
 def test_the_executor_is_the_one_that_trains(monkeypatch):
     used = []
-    make_executor = loop.make_executor
+    make_executor = feed.make_executor
 
     def noted(*arguments, **settings):
         used.append(make_executor(*arguments, **settings))
         return used[-1]
 
-    monkeypatch.setattr(loop, "make_executor", noted)
+    monkeypatch.setattr(feed, "make_executor", noted)
     trainer = gm.Trainer(gm.mlp([1, 2, 1], device="cpu"), loss="mse")
     trainer.fit(np.ones((4, 1)), np.ones(4), epochs=1, batch_size=2, progress=False)
     assert [executor.name for executor in used] == [machine.executor_name(gm.get_backend("cpu"))]

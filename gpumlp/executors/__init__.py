@@ -5,13 +5,25 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..backend import Backend
 from ..program import Memory, Program
 from .eager import EagerExecutor
 
-__all__ = ["EagerExecutor", "Executor", "StepPlan", "choose_executor", "make_executor"]
+if TYPE_CHECKING:
+    from .resident import Seat
+
+__all__ = [
+    "EagerExecutor",
+    "Executor",
+    "StepPlan",
+    "choose_executor",
+    "executor_in_words",
+    "is_small_together",
+    "make_executor",
+    "new_seat",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,13 @@ class Executor(Protocol):
     """Runs programs over one memory. `prepare` comes first, with every program that will run."""
 
     name: str
+    block_seconds: float
+    """Aimed length of a block of steps: short enough for Ctrl-C, long enough for Python to cost nothing."""
+    longest_run: float
+    """Seconds after which `run` may end early, at the end of a step; set before the first one."""
+    epoch_sums: Any
+    """What the steps of the last epoch add up to, three float64: loss times weight, weight, and loss; None where the
+    executor does not add them up, and before it runs."""
 
     def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None: ...
 
@@ -47,7 +66,7 @@ class Executor(Protocol):
 
         Args:
             programs: every one that will run.
-            on_compile: called after each kernel that had to be compiled, which takes a part of a second.
+            on_compile: called before each kernel that has to be compiled, which takes a part of a second.
         """
 
     def execute(self, program: Program) -> None:
@@ -57,24 +76,41 @@ class Executor(Protocol):
         """Run the next `n_steps` training steps, on into further epochs; return how many were good.
 
         The run ends at the first step that the control block names as bad; its counters then still are
-        those of that step.
+        those of that step. Where no step is bad there may be fewer too, at least one: see `longest_run`.
         """
+
+    def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
+        """Return the memory and the programs with which the present step can be repeated call by call."""
 
     def view(self, program: Program, operand: Any) -> Any:
         """The array behind an operand of a prepared program."""
 
 
-def choose_executor(backend: Backend, has_python: bool) -> tuple[type[Executor], str]:
+RESIDENT_MULTIPLY_ADDS = 2_000_000
+"""Multiply-adds of a step up to which one multiprocessor is quicker than launches over all of them."""
+
+RESIDENT_TOGETHER = 16
+"""How many times that, where many networks share the GPU."""
+
+RESIDENT_CALLS = 60
+"""Calls of a step up to which its rows leave shared memory for the network."""
+
+
+def choose_executor(
+    backend: Backend, has_python: bool, plan: StepPlan | None = None, together: int = 1
+) -> tuple[type[Executor], str]:
     """Return the class of the executor for a network, and in words why.
 
     Args:
         backend: where it runs.
         has_python: whether a user's own Python layer takes part.
+        plan: the programs of its training; None for programs that are run one by one.
+        together: networks that train at the same time on the same device.
     """
-    if backend.is_gpu:
-        return EagerExecutor, "eager (on a GPU)"
     if has_python:
         return EagerExecutor, "eager (a layer of your own is Python code)"
+    if backend.is_gpu:
+        return _choose_on_gpu(backend, plan, together)
     if importlib.util.find_spec("numba") is None:
         return EagerExecutor, "eager (Numba is not installed)"
     from .compiled import CompiledExecutor
@@ -82,12 +118,89 @@ def choose_executor(backend: Backend, has_python: bool) -> tuple[type[Executor],
     return CompiledExecutor, "compiled"
 
 
+def _choose_on_gpu(backend: Backend, plan: StepPlan | None, together: int) -> tuple[type[Executor], str]:
+    from .graph import GraphExecutor
+    from .resident import ResidentExecutor
+
+    assert backend.device is not None
+    if plan is not None and _is_small(plan, together):
+        return ResidentExecutor, "resident (its steps are small: one multiprocessor does them all)"
+    if backend.device.has_products:
+        return GraphExecutor, "graph"
+    return EagerExecutor, "eager (nvmath-python, for captured products, is not installed)"
+
+
+def executor_in_words(backend: Backend, has_python: bool, multiply_adds_a_row: int) -> str:
+    """Return which executor trains a network, as `summary` shows it, where no batch size is known.
+
+    Args:
+        multiply_adds_a_row: of the forward products, for one row.
+    """
+    words = choose_executor(backend, has_python)[1]
+    if not backend.is_gpu or has_python:
+        return words
+    rows = RESIDENT_MULTIPLY_ADDS // max(1, 3 * multiply_adds_a_row)
+    return f"resident for batches of up to {rows:,} rows, {words} above" if rows else words
+
+
+def is_small_together(network: Any, step_rows: int) -> bool:
+    """Whether many such networks train best in common launches of the resident kernel, a multiprocessor each."""
+    products = sum(row[3] for row in network.layer_table())
+    most = RESIDENT_MULTIPLY_ADDS * RESIDENT_TOGETHER
+    return not network.has_python and 3 * products * step_rows <= most
+
+
+def new_seat(backend: Backend, gangs: dict[str, Any]) -> Seat:
+    """Return a place in the gang of a device.
+
+    Args:
+        backend: the device.
+        gangs: by the names of devices; a gang is added where there is none yet.
+    """
+    from .resident import Gang
+
+    assert backend.device is not None
+    if backend.name not in gangs:
+        gangs[backend.name] = Gang(backend.device)
+    seat: Seat = gangs[backend.name].seat()
+    return seat
+
+
+def _is_small(plan: StepPlan, together: int) -> bool:
+    from .workers import multiply_adds
+
+    most = RESIDENT_MULTIPLY_ADDS * (RESIDENT_TOGETHER if together > 1 else 1)
+    programs = plan.programs
+    return (
+        max(multiply_adds(p) for p in programs) <= most
+        and max(len(p.calls) for p in programs) <= RESIDENT_CALLS
+        and plan.begin.rows < 1 << 16  # one block sorts them
+    )
+
+
 def make_executor(
-    backend: Backend, memory: Memory, has_python: bool = False, workers: int | None = None
+    backend: Backend,
+    memory: Memory,
+    has_python: bool = False,
+    workers: int | None = None,
+    plan: StepPlan | None = None,
+    precision: str = "float32",
+    seat: Seat | None = None,
 ) -> Executor:
     """Return an executor over `memory`; see `choose_executor`.
 
     Args:
         workers: threads that share each instruction, where the executor has such; None for a number by size.
+        plan: the programs of a training, where it is one.
+        precision: of products on a GPU.
+        seat: among networks that train at the same time on a GPU; it is left where this one trains by itself.
     """
-    return choose_executor(backend, has_python)[0](backend, memory, workers)
+    together = seat.gang.size if seat is not None else 1
+    kind = choose_executor(backend, has_python, plan, together)[0]
+    if kind.name == "resident":
+        return kind(backend, memory, precision=precision, seat=seat)  # type: ignore[call-arg]
+    if seat is not None:
+        seat.leave()
+    if kind.name == "graph":
+        return kind(backend, memory, precision=precision)  # type: ignore[call-arg]
+    return kind(backend, memory, workers)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,33 @@ import numpy as np
 
 from ..arena import Arena
 from ..backend import Backend
-from ..kernels import POSITION
+from ..kernels.layout import (
+    ARRIVED,
+    BATCH,
+    BATCH_ROWS,
+    BEGIN,
+    CALLS,
+    CONTEXT_WIDTH,
+    CONTROL,
+    DONE,
+    EPOCH_STEPS,
+    FIRST_SLOT,
+    JOB_WIDTH,
+    LAST,
+    LEAVE,
+    LIMIT,
+    PASSED,
+    RING,
+    STEPS,
+    SUMS,
+    WORK,
+    WORKER,
+    WORKERS,
+)
 from ..program import Memory, Operand, Program, activation_bytes
 from .linking import encode, instruct, work_bytes
 from .lowering import fuse_bias_activation, fuse_gradient_bias, lower, read_full_batch_in_place
-from .workers import Pace, default_workers
+from .workers import Pace, default_workers, together
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -34,6 +56,71 @@ class Linked:
     keep: list[Any]
 
 
+class Job:
+    """What workers do together, in the words that the walker reads; see `gpumlp.kernels.layout`.
+
+    Everything that stays from run to run is written once, so that a run of few steps costs little more than they.
+
+    Args:
+        walker: "walk_steps", or "walk_calls" for one program.
+        work: each worker's working memory.
+    """
+
+    def __init__(self, walker: str, work: Sequence[np.ndarray]) -> None:
+        from ..kernels.cpu import address
+        from ..kernels.cpu.loading import function_at
+
+        self._walk = function_at(address(walker, "float32"))  # of no type: neither takes numbers
+        # lines of the cache that one worker writes must not be read by another
+        self._memory = np.zeros(8 + JOB_WIDTH + CONTEXT_WIDTH * len(work), dtype=np.int64)
+        start = -self._memory.ctypes.data % 64 // 8
+        words = self._memory[start : start + JOB_WIDTH]
+        self._contexts = self._memory[start + JOB_WIDTH :][: CONTEXT_WIDTH * len(work)].reshape(len(work), -1)
+        for i, memory in enumerate(work):
+            self._contexts[i, [WORKER, WORKERS, WORK]] = i, 1, memory.ctypes.data
+        self._places = [words.ctypes.data, *(context.ctypes.data for context in self._contexts)]
+        self._alone = self._places[0], self._places[1], 0
+        self.sums: Any = words[SUMS : SUMS + 3].view(np.float64).data
+        self.words: Any = words.data  # a memoryview's items cost a third of an array's
+        self._crew = 1
+        self._keep: list[Any] = []
+
+    def set_program(self, at: int, linked: Linked) -> None:
+        """Let `BEGIN`, `BATCH` or `LAST` be a program."""
+        self.words[at], self.words[at + CALLS] = linked.rows.ctypes.data, len(linked.rows)
+        self._keep.append(linked)
+
+    def set_array(self, at: int, array: np.ndarray) -> None:
+        """Let `CONTROL` or `RING` be an array."""
+        self.words[at] = array.ctypes.data
+        self._keep.append(array)
+
+    def run(self, n_steps: int, first_slot: int, workers: int) -> int:
+        """Do so many steps by so many workers, or as many threads as the system gives; return how many were good."""
+        words = self.words
+        words[STEPS], words[FIRST_SLOT] = n_steps, first_slot
+        if workers == self._crew == 1:
+            self._walk(*self._alone)
+        else:
+            together(self._work, workers, self._begin, self._give_up)
+        done: int = words[DONE]
+        if done < n_steps:
+            words[LEAVE] = 0
+        return done
+
+    def _work(self, worker: int) -> None:
+        self._walk(self._places[0], self._places[1 + worker], 0)
+
+    def _begin(self, workers: int) -> None:
+        self._crew = workers
+        self.words[ARRIVED] = self.words[LEAVE] = 0
+        self._contexts[:, WORKERS], self._contexts[:, PASSED] = workers, 0
+
+    def _give_up(self) -> None:
+        self.words[LEAVE] = 1
+        self.words[ARRIVED] = 2**62  # every barrier is open
+
+
 class CompiledExecutor:
     """Runs programs of float32 or float64 on the CPU.
 
@@ -44,29 +131,37 @@ class CompiledExecutor:
     """
 
     name = "compiled"
+    block_seconds = 0.05
+    longest_run = math.inf
 
     def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None:
         self.backend = backend
         self.memory = memory
         self.workers = workers or 1
+        self.epoch_sums: Any = None
         self._chosen = workers
         self._pace: Pace | None = None
         self._linked: dict[int, tuple[Program, Linked]] = {}
         self._work: list[Any] = []
         self._work_bytes = 0
+        self._calls: dict[int, Job] = {}
+        self._plan: StepPlan | None = None
+        self._job: Job | None = None
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
-        from ..kernels.cpu.walker import compiled
+        from ..kernels.cpu import address
 
-        compiled()  # here and not in the first block, which is timed
+        for walker in ("walk_steps", "walk_calls"):  # here and not in the first block, which is timed
+            address(walker, "float32", on_compile)
         lowered = [lower(p, REWRITES) for p in programs]
         if self._chosen is None:
             self.workers = max(default_workers(p) for p in lowered)
-            self._pace = Pace(self.workers)
+            self._pace = Pace(self.workers) if self.workers > 1 else None
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):
             self._linked[id(source)] = (source, self._link(program, shared, on_compile))
         self._work = [self.backend.allocate(self._work_bytes) for _ in range(self.workers)]
+        self._calls, self._plan = {}, None
 
     def _link(self, program: Program, shared: Any, on_compile: Callable[[], None] | None) -> Linked:
         from ..kernels.cpu import address
@@ -83,69 +178,43 @@ class CompiledExecutor:
         return self._linked[id(program)][1]
 
     def execute(self, program: Program) -> None:
-        from ..kernels.cpu.walker import compiled
-
-        rows, run_calls = self.linked(program).rows, compiled()[1]
-        counter = np.zeros(16, dtype=np.int64)
-
-        def work(worker: int) -> None:
-            run_calls(rows, self._context(worker, self.workers), counter.ctypes.data)
-
-        _together(work, self.workers)
+        if (job := self._calls.get(id(program))) is None:
+            job = self._calls[id(program)] = Job("walk_calls", self._work)
+            job.set_program(BATCH, self.linked(program))
+        job.run(0, 0, self.workers)
 
     def run(self, plan: StepPlan, n_steps: int) -> int:
-        if self._pace is None:  # a number that was asked for
-            return self._run(plan, n_steps, 0, self.workers)
+        job = self._job if plan is self._plan and self._job is not None else self._new_job(plan)
+        if self._pace is None:
+            return job.run(n_steps, 0, self.workers)
         workers, trial = self._pace.trial(n_steps)
-        done = self._timed_run(plan, trial, 0, workers) if trial else 0
+        done = self._timed_run(job, trial, 0, workers) if trial else 0
         if done < trial:
             return done
-        return done + self._timed_run(plan, n_steps - done, done, self._pace.current)
+        return done + self._timed_run(job, n_steps - done, done, self._pace.current)
 
-    def _timed_run(self, plan: StepPlan, n_steps: int, first_slot: int, workers: int) -> int:
+    def _timed_run(self, job: Job, n_steps: int, first_slot: int, workers: int) -> int:
         start = time.perf_counter()
-        done = self._run(plan, n_steps, first_slot, workers)
+        done = job.run(n_steps, first_slot, workers)
         if done and self._pace is not None:
             self._pace.took(workers, (time.perf_counter() - start) / done)
         return done
 
-    def _run(self, plan: StepPlan, n_steps: int, first_slot: int, workers: int) -> int:
-        from ..kernels.cpu.walker import compiled
+    def _new_job(self, plan: StepPlan) -> Job:
+        job = Job("walk_steps", self._work)
+        job.set_program(BEGIN, self.linked(plan.begin))
+        job.set_program(BATCH, self.linked(plan.batch))
+        if plan.last is not None:
+            job.set_program(LAST, self.linked(plan.last))
+        job.set_array(CONTROL, self.memory.arrays["control"])
+        job.set_array(RING, self.memory.arrays["ring"])
+        job.words[EPOCH_STEPS], job.words[BATCH_ROWS] = plan.steps, plan.batch.rows
+        job.words[LIMIT] = int(1e9 * self.longest_run) if self.longest_run < math.inf else 0
+        self._plan, self._job, self.epoch_sums = plan, job, job.sums
+        return job
 
-        run = compiled()[0]
-        control = self.memory.arrays["control"]
-        begin, batch = self.linked(plan.begin).rows, self.linked(plan.batch).rows
-        last = self.linked(plan.last).rows if plan.last is not None else batch[:0]
-        position, counter = int(control[POSITION]), np.zeros(16, dtype=np.int64)
-        done = [0] * workers
-
-        def work(worker: int) -> None:
-            ctx = self._context(worker, workers, plan.batch.rows, first_slot)
-            place = counter.ctypes.data
-            done[worker] = run(begin, batch, last, control, ctx, place, n_steps, plan.steps, position)
-
-        _together(work, workers)
-        return done[0]
-
-    def _context(self, worker: int, workers: int, batch_rows: int = 0, first_slot: int = 0) -> np.ndarray:
-        """The worker's own numbers, on a cache line of their own."""
-        context = np.zeros(16, dtype=np.int64)
-        context[:6] = worker, workers, 0, batch_rows, self._work[worker].ctypes.data, first_slot
-        return context
+    def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
+        return self.memory, plan
 
     def view(self, program: Program, operand: Operand) -> Any:
         return self.memory.view(operand, self.linked(program).activations)
-
-
-def _together(work: Callable[[int], None], workers: int) -> None:
-    """Run ``work(0)`` here and the other workers beside it.
-
-    Threads are made for each block: a pool shared by several trainings could leave one waiting at a barrier for a
-    worker that never starts.
-    """
-    others = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(1, workers)]
-    for thread in others:
-        thread.start()
-    work(0)
-    for thread in others:
-        thread.join()

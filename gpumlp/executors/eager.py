@@ -5,6 +5,7 @@ It is the one to read and to debug with, it runs users' own layers, and every ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ class EagerExecutor:
     """Runs programs call by call, on NumPy or CuPy."""
 
     name = "eager"
+    block_seconds = 0.05
+    longest_run = math.inf
+    epoch_sums: Any = None
 
     def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None:
         self.backend = backend
@@ -87,6 +91,9 @@ class EagerExecutor:
             control[POSITION] = (position + 1) % plan.steps
             control[EPOCH] += control[POSITION] == 0
         return n_steps
+
+    def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
+        return self.memory, plan
 
     def view(self, program: Program, operand: Operand) -> Any:
         return self.memory.view(operand, self.linked(program).activations)

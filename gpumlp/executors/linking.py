@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..arena import Arena
+from ..backend import address
 from ..kernels import ACTIVATIONS, CATALOGUE
 from ..kernels.layout import (
     FIRST_TURNED,
@@ -88,7 +89,7 @@ def locate(memory: Memory, operand: Operand | None, activations: Arena) -> Place
         return None
     view = memory.view(operand, activations)
     rows, columns = operand.shape if len(operand.shape) == 2 else (1, math.prod(operand.shape))
-    return Place(view.ctypes.data, rows, columns, operand.stride or columns, view.itemsize)
+    return Place(address(view), rows, columns, operand.stride or columns, view.itemsize)
 
 
 def instruct(program: Program, memory: Memory, activations: Arena) -> list[Instruction]:
@@ -112,7 +113,7 @@ def _instruction(call: Call, places: list[Place | None]) -> Instruction:
     kernel = call.kernel
     if kernel in HAVE_IN_PLACE and _is_in_place(kernel, places):
         kernel += "_in_place"
-    return Instruction(kernel, places, _scalars(kernel, scalars), _scratch(kernel, places), written)
+    return Instruction(kernel, places, kernel_scalars(kernel, scalars), _scratch(kernel, places), written)
 
 
 def _is_in_place(kernel: str, places: Sequence[Place | None]) -> bool:
@@ -122,8 +123,8 @@ def _is_in_place(kernel: str, places: Sequence[Place | None]) -> bool:
     return written is not None and written == read
 
 
-def _scalars(kernel: str, scalars: list[float]) -> list[float]:
-    """Scalars as the compiled kernel takes them: clips as bounds of a logarithm."""
+def kernel_scalars(kernel: str, scalars: list[float]) -> list[float]:
+    """Return scalars as compiled kernels and those of a GPU take them: clips as bounds of a logarithm."""
     if kernel == "binary_cross_entropy_logits":
         mean, clip = scalars
         return [mean, -math.log(clip) if clip > 0 else math.inf]
@@ -178,7 +179,7 @@ def _product(call: Call, places: list[Place | None]) -> Instruction:
 
 def work_bytes(instructions: Sequence[Instruction]) -> int:
     """Bytes of working memory that each worker needs for a program."""
-    from ..kernels.cpu import tiles
+    from ..kernels.cpu import sizes
 
     most = 0
     for instruction in instructions:
@@ -188,7 +189,7 @@ def work_bytes(instructions: Sequence[Instruction]) -> int:
             assert c is not None
             turned, size = instruction.scalars[0] == FIRST_TURNED, a.itemsize
             steps = (size, a.stride * size) if turned else (a.stride * size, size)
-            most = max(most, tiles.work_bytes(*steps, c.columns, a.rows if turned else a.columns, size))
+            most = max(most, sizes.work_bytes(*steps, c.columns, a.rows if turned else a.columns, size))
     return most
 
 
@@ -239,14 +240,14 @@ def encode(instructions: Sequence[Instruction], addresses: Sequence[int], keep: 
         keep: receives the arrays that the rows point at; it must live as long as they are walked.
     """
     rows = np.zeros((len(instructions), ROW_WIDTH), dtype=np.int64)
-    for row, instruction, address, wait in zip(
+    for row, instruction, function, wait in zip(
         rows, instructions, addresses, barriers(instructions), strict=True
     ):
         scalars = np.zeros(8)
         scalars[: len(instruction.scalars)] = instruction.scalars
         scratch = np.zeros(instruction.scratch, dtype=np.uint8)
         keep.extend((scalars, scratch))
-        row[:OPERANDS] = address, wait, scalars.ctypes.data, scratch.ctypes.data
+        row[:OPERANDS] = function, wait, scalars.ctypes.data, scratch.ctypes.data
         for k, place in enumerate(instruction.places):
             if place is not None:
                 first = OPERANDS + OPERAND_WIDTH * k

@@ -1,13 +1,13 @@
 """Rewrites that give products what stands around them: biases, activations, their gradients; and bfloat16 operands.
 
 A library for products on a GPU does such an epilogue while the result is still in registers. Which of them it has
-depends on the library, its version and the type: a rewrite takes those that are `supported`, by their names in the
-catalogue, and leaves the others to kernels of their own.
+depends on its version, the type and the shape: the rewrite asks `supports`, and leaves the others to kernels of their
+own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,18 +24,21 @@ PRODUCTS = frozenset(
 )
 """Names of all calls that are a product of matrices."""
 
+DATA_COPY = "X.bf16"
+"""The array that holds the data in bfloat16."""
+
 FUSED_ACTIVATIONS = ("relu", "gelu_tanh")
 
 
-def fuse_epilogues(supported: Collection[str]) -> Rewrite:
-    """Return a rewrite that makes one call of a product and what is done to its result, or to its operand.
+Supports = Callable[[str, Call, bool], bool]
+"""Whether a ``matmul`` call may become the product of a name, with its last operand or without."""
 
-    Args:
-        supported: names of calls that may be made.
-    """
+
+def fuse_epilogues(supports: Supports) -> Rewrite:
+    """Return a rewrite that makes one call of a product and what is done to its result, or to its operand."""
 
     def rewrite(program: Program) -> Program:
-        return _Fusion(program, supported).run()
+        return _Fusion(program, supports).run()
 
     return rewrite
 
@@ -43,8 +46,8 @@ def fuse_epilogues(supported: Collection[str]) -> Rewrite:
 class _Fusion:
     """One pass over the calls of a program; what is folded into a product is dropped."""
 
-    def __init__(self, program: Program, supported: Collection[str]) -> None:
-        self.program, self.supported = program, supported
+    def __init__(self, program: Program, supports: Supports) -> None:
+        self.program, self.supports = program, supports
         self.calls = list(program.calls)
         self.buffers = dict(program.buffers)
         self.dropped: set[int] = set()
@@ -73,17 +76,14 @@ class _Fusion:
         if bias is None or bias.kernel != "add_bias" or bias.operands[1] != c:
             return False
         activation = self._next(i + 1)
-        if (
-            activation is not None
-            and activation.kernel in FUSED_ACTIVATIONS
-            and activation.operands[0] == c
-            and f"product_bias_{activation.kernel}" in self.supported
-        ):
-            y = activation.operands[1]
+        if activation is not None and activation.kernel in FUSED_ACTIVATIONS and activation.operands[0] == c:
+            kernel, y = f"product_bias_{activation.kernel}", activation.operands[1]
             saved = self._saved(activation.kernel, c, y, i)
-            kernel = f"product_bias_{activation.kernel}"
-            return self._make(i, kernel, a, b, bias.operands[0], y, saved, folded=2)
-        if "product_bias" in self.supported:
+            if self.supports(kernel, self.calls[i], saved is not None):
+                if saved is not None and activation.kernel == "relu":
+                    self._keep_mask(y, saved)
+                return self._make(i, kernel, a, b, bias.operands[0], y, saved, folded=2)
+        if self.supports("product_bias", self.calls[i], True):
             return self._make(i, "product_bias", a, b, bias.operands[0], c, folded=1)
         return False
 
@@ -94,19 +94,21 @@ class _Fusion:
         later = self.calls[i + 3 :]
         if kernel == "gelu_tanh":
             return x if any(x in c.operands for c in later) else None
-        directly_behind = any(
-            before.kernel == "matmul"
-            and c.kernel == "relu_grad"
-            and c.operands[:2] == (y, before.operands[2])
-            for before, c in pairwise(later)
-        )
-        if not directly_behind or "product_relu_grad" not in self.supported:
-            return None
-        name = f"{y.name}.mask"
-        shape = (y.shape[0], mask_bytes(y.shape[1]))
-        self.buffers[name] = Segment(name, shape, "uint8")
-        self.masks[y.name] = Operand(ACTIVATIONS, name, shape, "uint8")
-        return self.masks[y.name]
+        for before, gradient in pairwise(later):
+            if (
+                before.kernel == "matmul"
+                and gradient.kernel == "relu_grad"
+                and gradient.operands[:2] == (y, before.operands[2])
+                and self.supports("product_relu_grad", before, True)
+            ):
+                shape = (y.shape[0], mask_bytes(y.shape[1]))
+                return Operand(ACTIVATIONS, f"{y.name}.mask", shape, "uint8")
+        return None
+
+    def _keep_mask(self, y: Operand | None, mask: Operand) -> None:
+        assert y is not None
+        self.buffers[mask.name] = Segment(mask.name, mask.shape, mask.dtype)
+        self.masks[y.name] = mask
 
     def _gradient(self, i: int) -> bool:
         """The gradient of an activation right behind, and the sums of its columns, wherever they stand."""
@@ -122,18 +124,17 @@ class _Fusion:
         assert saved is not None
         kernel = f"product_{gradient.kernel}"
         mask = self.masks.get(saved.name) if gradient.kernel == "relu_grad" else saved
-        if kernel not in self.supported or mask is None:
+        sums = [
+            k
+            for k in range(i + 2, len(self.calls))
+            if k not in self.dropped
+            and self.calls[k].kernel == "column_sums"
+            and self.calls[k].operands[0] == dx
+        ]
+        if mask is None or not self.supports(kernel, self.calls[i], bool(sums)):
             return False
-        db = None
-        for k in range(i + 2, len(self.calls)):
-            if (
-                k not in self.dropped
-                and self.calls[k].kernel == "column_sums"
-                and self.calls[k].operands[0] == dx
-            ):
-                db = self.calls[k].operands[1]
-                self.dropped.add(k)
-                break
+        db = self.calls[sums[0]].operands[1] if sums else None
+        self.dropped.update(sums[:1])
         return self._make(i, kernel, a, b, mask, dx, db, folded=1)
 
     def _bias_gradient(self, i: int) -> bool:
@@ -141,12 +142,12 @@ class _Fusion:
         a, b, c = self.calls[i].operands
         sums = self._next(i)
         if (
-            "product_bias_grad" not in self.supported
-            or not self.calls[i].scalars["transpose_a"]
+            not self.calls[i].scalars["transpose_a"]
             or sums is None
             or i + 1 in self.dropped
             or sums.kernel != "column_sums"
             or sums.operands[0] != b
+            or not self.supports("product_bias_grad", self.calls[i], True)
         ):
             return False
         return self._make(i, "product_bias_grad", a, b, c, sums.operands[1], folded=1)
@@ -156,6 +157,7 @@ def use_bfloat16(program: Program) -> Program:
     """Let every product read bfloat16 copies of its operands; results stay in float32, and so do the parameters.
 
     A copy is made before the first product that reads it and serves all others until its original is written again.
+    That of the data, where products read them in place, is for the executor to make: see `DATA_COPY`.
     """
     calls: list[Call] = []
     buffers = dict(program.buffers)
@@ -163,6 +165,8 @@ def use_bfloat16(program: Program) -> Program:
     copies: dict[Operand, Operand] = {}
 
     def copy(operand: Operand, layer: str) -> Operand:
+        if operand.arena == "X":
+            return replace(operand, arena=DATA_COPY, dtype="uint16")
         if operand not in copies:
             name = f"bf16.{len(copies)}.{len(calls)}"
             buffers[name] = Segment(name, operand.shape, "uint16")

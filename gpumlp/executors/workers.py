@@ -1,8 +1,10 @@
-"""How many workers a program deserves."""
+"""How many workers a program deserves, and how they work together."""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
 
 from ..cpus import cpu_counts
 from ..program import Program
@@ -27,6 +29,50 @@ def multiply_adds(program: Program) -> int:
 def default_workers(program: Program) -> int:
     """Workers for a program: by its size, at most the CPUs that this process may use."""
     return max(1, min(int(cpu_counts()["usable"] or 1), multiply_adds(program) // WORK_FOR_ANOTHER_WORKER))
+
+
+def together(
+    work: Callable[[int], None], workers: int, begin: Callable[[int], None], give_up: Callable[[], None]
+) -> None:
+    """Run ``work(0)`` here and other workers beside it, each in a thread.
+
+    Threads are made for each block: a pool shared by several trainings could leave one waiting at a barrier for a
+    worker that never starts. For the same reason nobody works before all are there; where the system gives no more
+    threads, fewer share the work.
+
+    Args:
+        work: called with the number of the worker.
+        workers: at most.
+        begin: called with the number of workers, once that is known.
+        give_up: called where worker 0 was kept from working; it must let go those that wait for it.
+    """
+    gate, crew = threading.Event(), 0
+
+    def join_in(worker: int) -> None:
+        gate.wait()
+        if worker < crew:
+            work(worker)
+
+    others: list[threading.Thread] = []
+    try:
+        for i in range(1, workers):
+            thread = threading.Thread(target=join_in, args=(i,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                break
+            others.append(thread)
+        begin(len(others) + 1)
+        crew = len(others) + 1
+        gate.set()
+        work(0)
+    except BaseException:  # a second Ctrl-C
+        give_up()
+        gate.set()
+        raise
+    finally:
+        for thread in others:
+            thread.join()
 
 
 class Pace:

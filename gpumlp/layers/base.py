@@ -289,10 +289,11 @@ class Layer:
             if own.get("_chain") is None:
                 self._home()
             view = getattr(self, name)
-            array = self._home().backend.asarray(value, dtype=view.dtype)
+            backend = self._home().backend
+            array = backend.asarray(value, dtype=view.dtype)
             if array.shape != view.shape:
                 raise ValueError(f"{name} of {self!r} has shape {view.shape}; got {array.shape}")
-            view[...] = array
+            backend.write(view, array)
         else:
             object.__setattr__(self, name, value)
 

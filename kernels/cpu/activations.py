@@ -10,7 +10,18 @@ from typing import Any
 
 from .. import ACTIVATIONS
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
-from .intrinsics import columns_of, part, part_of_columns, rows_of, scalars, share, span
+from .intrinsics import (
+    address_of_row,
+    columns_of,
+    part,
+    part_of_columns,
+    read,
+    rows_of,
+    scalars,
+    share,
+    span,
+    write,
+)
 from .mathlib import T, erf, exp, sigmoid, tanh, unit_softplus
 
 f: Any = None  # the scalar function of a kernel; `specialise` binds it
@@ -153,18 +164,33 @@ def unary_grad_in_place(row, ctx, like):
 
 
 def unary_grad_bias_in_place(row, ctx, like):
-    """d *= f'(saved), db = sums of the columns of d: operands saved, d, d, db."""
+    """d *= f'(saved), db = sums of the columns of d, as `unary_grad_bias`: operands saved, d, d, db."""
     c0, c1 = part_of_columns(row, ctx)
-    p = T(scalars(row)[0])
-    db = span(row, 3, 0, c0, c1, like)
-    for j in range(db.size):
-        db[j] = T(0)
-    for i in range(rows_of(row, 0)):
-        saved, d = span(row, 0, i, c0, c1, like), span(row, 1, i, c0, c1, like)
-        for j in range(db.size):
-            v = d[j] * f(saved[j], p)
-            d[j] = v
-            db[j] += v
+    p, m, n = T(scalars(row)[0]), rows_of(row, 0), c1 - c0
+    db = address_of_row(row, 3, 0, c0, like)
+    for j in range(n):
+        write(like, db, j, 5, T(0))
+    for i in range(0, m - 3, 4):
+        s0, s1 = address_of_row(row, 0, i, c0, like), address_of_row(row, 0, i + 1, c0, like)
+        s2, s3 = address_of_row(row, 0, i + 2, c0, like), address_of_row(row, 0, i + 3, c0, like)
+        d0, d1 = address_of_row(row, 1, i, c0, like), address_of_row(row, 1, i + 1, c0, like)
+        d2, d3 = address_of_row(row, 1, i + 2, c0, like), address_of_row(row, 1, i + 3, c0, like)
+        for j in range(n):
+            v0 = read(like, d0, j, 1) * f(read(like, s0, j, 0), p)
+            v1 = read(like, d1, j, 2) * f(read(like, s1, j, 0), p)
+            v2 = read(like, d2, j, 3) * f(read(like, s2, j, 0), p)
+            v3 = read(like, d3, j, 4) * f(read(like, s3, j, 0), p)
+            write(like, d0, j, 1, v0)
+            write(like, d1, j, 2, v1)
+            write(like, d2, j, 3, v2)
+            write(like, d3, j, 4, v3)
+            write(like, db, j, 5, (((read(like, db, j, 5) + v0) + v1) + v2) + v3)
+    for i in range(m // 4 * 4, m):
+        s, d = address_of_row(row, 0, i, c0, like), address_of_row(row, 1, i, c0, like)
+        for j in range(n):
+            v = read(like, d, j, 1) * f(read(like, s, j, 0), p)
+            write(like, d, j, 1, v)
+            write(like, db, j, 5, read(like, db, j, 5) + v)
 
 
 def unary_grad(row, ctx, like):
@@ -219,23 +245,41 @@ def bias_unary_in_place(row, ctx, like):
 def unary_grad_bias(row, ctx, like):
     """dx = dy f'(saved), db = sums of the columns of dx: operands saved, dy, dx, db.
 
-    Workers share the columns, whatever the shape: each sum is one worker's.
+    Workers share the columns, whatever the shape: each sum is one worker's. Rows are taken by fours, so that the
+    sums are read and written a quarter as often.
     """
     c0, c1 = part_of_columns(row, ctx)
-    p = T(scalars(row)[0])
-    db = span(row, 3, 0, c0, c1, like)
-    for j in range(db.size):
-        db[j] = T(0)
-    for i in range(rows_of(row, 0)):
-        saved, dy, dx = (
-            span(row, 0, i, c0, c1, like),
-            span(row, 1, i, c0, c1, like),
-            span(row, 2, i, c0, c1, like),
+    p, m, n = T(scalars(row)[0]), rows_of(row, 0), c1 - c0
+    db = address_of_row(row, 3, 0, c0, like)
+    for j in range(n):
+        write(like, db, j, 5, T(0))
+    for i in range(0, m - 3, 4):
+        s0, s1 = address_of_row(row, 0, i, c0, like), address_of_row(row, 0, i + 1, c0, like)
+        s2, s3 = address_of_row(row, 0, i + 2, c0, like), address_of_row(row, 0, i + 3, c0, like)
+        y0, y1 = address_of_row(row, 1, i, c0, like), address_of_row(row, 1, i + 1, c0, like)
+        y2, y3 = address_of_row(row, 1, i + 2, c0, like), address_of_row(row, 1, i + 3, c0, like)
+        x0, x1 = address_of_row(row, 2, i, c0, like), address_of_row(row, 2, i + 1, c0, like)
+        x2, x3 = address_of_row(row, 2, i + 2, c0, like), address_of_row(row, 2, i + 3, c0, like)
+        for j in range(n):
+            v0 = read(like, y0, j, 0) * f(read(like, s0, j, 0), p)
+            v1 = read(like, y1, j, 0) * f(read(like, s1, j, 0), p)
+            v2 = read(like, y2, j, 0) * f(read(like, s2, j, 0), p)
+            v3 = read(like, y3, j, 0) * f(read(like, s3, j, 0), p)
+            write(like, x0, j, 1, v0)
+            write(like, x1, j, 2, v1)
+            write(like, x2, j, 3, v2)
+            write(like, x3, j, 4, v3)
+            write(like, db, j, 5, (((read(like, db, j, 5) + v0) + v1) + v2) + v3)
+    for i in range(m // 4 * 4, m):
+        s, y, x = (
+            address_of_row(row, 0, i, c0, like),
+            address_of_row(row, 1, i, c0, like),
+            address_of_row(row, 2, i, c0, like),
         )
-        for j in range(db.size):
-            v = dy[j] * f(saved[j], p)
-            dx[j] = v
-            db[j] += v
+        for j in range(n):
+            v = read(like, y, j, 0) * f(read(like, s, j, 0), p)
+            write(like, x, j, 1, v)
+            write(like, db, j, 5, read(like, db, j, 5) + v)
 
 
 def softmax(row, ctx, like):

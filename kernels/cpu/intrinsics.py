@@ -34,6 +34,16 @@ def double_pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def address_of(typingctx: Any, place: Any) -> Any:
+    """The address that a pointer holds."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(place), codegen
+
+
+@intrinsic
 def bits_to_float(typingctx: Any, bits: Any) -> Any:
     """Read 32 bits as a float32."""
 
@@ -102,6 +112,53 @@ def itemsize(typingctx: Any, like: Any) -> Any:
     return types.int64(like), codegen
 
 
+# --- rows that do not overlap ---------------------------------------------------------------------------------
+#
+# LLVM cannot know that of arrays, and compares where they end before each loop over a row, which takes as long as a
+# short row itself. These accesses tell it: each names one of a few ranges of memory, of which none overlap.
+
+RANGES = 8
+
+
+def _mark(module: Any, access: Any, own: int) -> None:
+    """Say of a load or a store that it is of range `own`, and of no other.
+
+    https://llvm.org/docs/LangRef.html#noalias-and-alias-scope-metadata
+    """
+    domain = module.add_metadata(["gpumlp ranges"])
+    scopes = [module.add_metadata([f"gpumlp range {k}", domain]) for k in range(RANGES)]
+    access.set_metadata("alias.scope", module.add_metadata([scopes[own]]))
+    access.set_metadata("noalias", module.add_metadata(scopes[:own] + scopes[own + 1 :]))
+
+
+def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.gep(builder.inttoptr(args[1], context.get_value_type(signature.args[0])), [args[2]])
+
+
+@intrinsic(prefer_literal=True)
+def read(typingctx: Any, like: Any, address: Any, j: Any, own: Any) -> Any:
+    """Element j behind the address of range `own`, a literal."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(_place(context, builder, signature, args))
+        _mark(builder.module, value, own.literal_value)
+        return value
+
+    return like.dtype(like, types.int64, types.int64, own), codegen
+
+
+@intrinsic(prefer_literal=True)
+def write(typingctx: Any, like: Any, address: Any, j: Any, own: Any, value: Any) -> Any:
+    """Set element j behind the address of range `own`, a literal."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        store = builder.store(args[4], _place(context, builder, signature, args))
+        _mark(builder.module, store, own.literal_value)
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64, own, like.dtype), codegen
+
+
 # --- operands of a row ----------------------------------------------------------------------------------------
 
 
@@ -119,6 +176,14 @@ def rows_of(row, k):
 @njit
 def columns_of(row, k):
     return row[OPERANDS + OPERAND_WIDTH * k + 2]
+
+
+@njit
+def address_of_row(row, k, i, first, like):
+    """The address of column `first` of row i of operand k."""
+    return row[OPERANDS + OPERAND_WIDTH * k] + (i * row[OPERANDS + OPERAND_WIDTH * k + 3] + first) * itemsize(
+        like
+    )
 
 
 @njit

@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from . import specialise
 from .intrinsics import bits_to_float
 
 FAST = {"contract", "arcp", "nsz", "reassoc"}
 """What loops may do; not "nnan" or "ninf": a NaN must stay visible."""
 
 F = np.float32
+
+
+def specialise(function: Callable[..., Any], names: dict[str, Any], name: str) -> FunctionType:
+    """Return a copy of `function` of that name, whose global `names` are bound."""
+    assert isinstance(function, FunctionType)
+    code, given = function.__code__, {**function.__globals__, **names}
+    copy = FunctionType(code, given, function.__name__, function.__defaults__)
+    copy.__qualname__ = name
+    return copy
 
 
 @njit(fastmath={"contract"}, error_model="numpy", forceinline=True)

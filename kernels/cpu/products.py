@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..layout import FIRST_TURNED, SECOND_TURNED, WORK
-from .intrinsics import columns_of, itemsize, part, rows_of, scalars, share, span, vector
+from .intrinsics import (
+    address_of_row,
+    columns_of,
+    itemsize,
+    part,
+    read,
+    rows_of,
+    scalars,
+    share,
+    span,
+    vector,
+    write,
+)
 from .mathlib import T
 from .tiles import product
 
@@ -57,13 +69,22 @@ def dot_rows(row, ctx, like):
 def sum_rows(row, ctx, like):
     """c = sum over i of w[i] b[i, :]: operands w (k, 1), b (k, n), c (n)."""
     c0, c1 = part(columns_of(row, 1), ctx, 16)
-    c = span(row, 2, 0, c0, c1, like)
-    for j in range(c.size):
-        c[j] = T(0)
-    for i in range(rows_of(row, 1)):
-        w, b = span(row, 0, i, 0, 1, like)[0], span(row, 1, i, c0, c1, like)
-        for j in range(c.size):
-            c[j] += w * b[j]
+    c, m, n = address_of_row(row, 2, 0, c0, like), rows_of(row, 1), c1 - c0
+    for j in range(n):
+        write(like, c, j, 1, T(0))
+    # rows by fours: the sums are read and written a quarter as often
+    for i in range(0, m - 3, 4):
+        w0, w1 = span(row, 0, i, 0, 1, like)[0], span(row, 0, i + 1, 0, 1, like)[0]
+        w2, w3 = span(row, 0, i + 2, 0, 1, like)[0], span(row, 0, i + 3, 0, 1, like)[0]
+        b0, b1 = address_of_row(row, 1, i, c0, like), address_of_row(row, 1, i + 1, c0, like)
+        b2, b3 = address_of_row(row, 1, i + 2, c0, like), address_of_row(row, 1, i + 3, c0, like)
+        for j in range(n):
+            total = read(like, c, j, 1) + w0 * read(like, b0, j, 0) + w1 * read(like, b1, j, 0)
+            write(like, c, j, 1, total + w2 * read(like, b2, j, 0) + w3 * read(like, b3, j, 0))
+    for i in range(m // 4 * 4, m):
+        w, b = span(row, 0, i, 0, 1, like)[0], address_of_row(row, 1, i, c0, like)
+        for j in range(n):
+            write(like, c, j, 1, read(like, c, j, 1) + w * read(like, b, j, 0))
 
 
 def add_bias(row, ctx, like):
@@ -76,14 +97,21 @@ def add_bias(row, ctx, like):
 
 
 def column_sums(row, ctx, like):
+    """Operands dy, db."""
     c0, c1 = part(columns_of(row, 0), ctx, 16)
-    db = span(row, 1, 0, c0, c1, like)
-    for j in range(db.size):
-        db[j] = T(0)
-    for i in range(rows_of(row, 0)):
-        dy = span(row, 0, i, c0, c1, like)
-        for j in range(db.size):
-            db[j] += dy[j]
+    db, m, n = address_of_row(row, 1, 0, c0, like), rows_of(row, 0), c1 - c0
+    for j in range(n):
+        write(like, db, j, 1, T(0))
+    for i in range(0, m - 3, 4):
+        x0, x1 = address_of_row(row, 0, i, c0, like), address_of_row(row, 0, i + 1, c0, like)
+        x2, x3 = address_of_row(row, 0, i + 2, c0, like), address_of_row(row, 0, i + 3, c0, like)
+        for j in range(n):
+            total = read(like, db, j, 1) + read(like, x0, j, 0) + read(like, x1, j, 0)
+            write(like, db, j, 1, total + read(like, x2, j, 0) + read(like, x3, j, 0))
+    for i in range(m // 4 * 4, m):
+        x = address_of_row(row, 0, i, c0, like)
+        for j in range(n):
+            write(like, db, j, 1, read(like, db, j, 1) + read(like, x, j, 0))
 
 
 def copy(row, ctx, like):

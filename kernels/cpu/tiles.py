@@ -8,27 +8,16 @@ with the same bits. The order of summation is that of k, whatever the tile and t
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import sizes
 from .intrinsics import itemsize, pointer
-
-
-@functools.cache
-def vector_bytes() -> int:
-    """Bytes of this processor's widest vectors."""
-    try:
-        features = binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know this processor
-        return 16
-    if features.get("avx512f"):
-        return 64
-    return 32 if features.get("avx2") else 16
+from .sizes import K_BLOCK, K_WHOLE, M_BLOCK, M_BLOCK_PACKED, PANEL_BYTES, ROWS, WIDEST
 
 
 def _tile(rows: int, vectors: int, share: int) -> Any:
@@ -36,7 +25,7 @@ def _tile(rows: int, vectors: int, share: int) -> Any:
 
     Args:
         rows: of the tile.
-        vectors: a row, each of `vector_bytes() / share` bytes.
+        vectors: a row, each of `WIDEST / share` bytes.
         share: 1 for the widest vectors, 2 for half of that, ...
     """
 
@@ -52,7 +41,7 @@ def _tile(rows: int, vectors: int, share: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, a, a_row, a_k, b, b_k, second, c, c_row, k, more = args
             scalar = context.get_value_type(like.dtype)
-            width = vector_bytes() // share // (like.dtype.bitwidth // 8)
+            width = WIDEST // share // (like.dtype.bitwidth // 8)
             vector = ir.VectorType(scalar, width)
             zero, nothing = ir.Constant(vector, [0.0] * width), ir.Constant(vector, ir.Undefined)
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * vectors)]
@@ -96,9 +85,6 @@ def _tile(rows: int, vectors: int, share: int) -> Any:
     return tile
 
 
-ROWS = 8 if vector_bytes() == 64 else 6
-"""Rows of a tile: with two vectors a row its sums take 16 of 32 registers, or 12 of 16."""
-
 tile_wide, tile_full, tile_half, tile_quarter = (
     _tile(ROWS, 2, 1),
     _tile(ROWS, 1, 1),
@@ -106,27 +92,7 @@ tile_wide, tile_full, tile_half, tile_quarter = (
     _tile(ROWS, 1, 4),
 )
 line_wide, line_full, line_half, line_quarter = _tile(1, 2, 1), _tile(1, 1, 1), _tile(1, 1, 2), _tile(1, 1, 4)
-WIDEST = vector_bytes()
-
-K_WHOLE, K_BLOCK = 1024, 512
-"""An inner side up to the first is taken in one pass; a longer one in blocks of the second."""
-M_BLOCK, M_BLOCK_PACKED = 1024, 256
-"""Rows of c that a block of columns of b serves; fewer where a is packed, which must fit the second cache too."""
-PANEL_BYTES = K_WHOLE * 2 * WIDEST
-"""Working memory for a panel of b."""
-
-
-@njit
-def packs_a(a_row, a_k, n, k, size):
-    """Whether a is packed: its columns are read as rows, from places far apart, often enough to pay."""
-    return a_row == size and a_k != size and n * size >= 4 * WIDEST and (k > K_WHOLE or a_k % 4096 == 0)
-
-
-def work_bytes(a_row: int, a_k: int, n: int, k: int, size: int) -> int:
-    """Return the bytes of working memory that `product` needs, for the sizes and steps that it takes."""
-    if not packs_a.py_func(a_row, a_k, n, k, size):
-        return PANEL_BYTES
-    return PANEL_BYTES + M_BLOCK_PACKED * (K_BLOCK if k > K_WHOLE else k) * size
+packs_a = njit(sizes.packs_a)
 
 
 @intrinsic
@@ -137,7 +103,7 @@ def transpose_square(typingctx: Any, like: Any, source: Any, source_row: Any, ou
         _, source, source_row, out, out_row = args
         scalar = context.get_value_type(like.dtype)
         align = like.dtype.bitwidth // 8
-        width = vector_bytes() // align
+        width = WIDEST // align
         vector, i32 = ir.VectorType(scalar, width), ir.IntType(32)
         rows = []
         for _ in range(width):

@@ -1,10 +1,12 @@
 """Workers: how many, and what happens where programs, processes and threads of the user meet."""
 
+import functools
 import os
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +17,9 @@ import gpumlp as gm
 from gpumlp.executors import workers as module
 from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, Pace, default_workers, multiply_adds
+from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SLOT, STEP, UPDATE
 from gpumlp.program import Builder, Operand
+from gpumlp.step import RING
 
 X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
 Y = (X[:, :1] * X[:, 1:2]).astype(np.float32)
@@ -128,6 +132,77 @@ def test_threads_is_a_number_of_at_least_1():
             gm.Trainer(gm.mlp([8, 4, 1], device="cpu"), loss="mse", threads=bad)
 
 
+# --- ends of a block, and threads that do not start -----------------------------------------------------------
+
+
+class Hasty(CompiledExecutor):
+    longest_run = 0.004
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_run_ends_early_once_it_lasted_long_enough_and_goes_on_from_there(training_step, workers):
+    """A block that was planned far too long, as one is where another process takes a processor away."""
+    network = gm.mlp([8, 30, 1], seed=0, device="cpu")
+    long = training_step(
+        network, "mse", X, Y, batch_rows=16, shuffle=True, executor=functools.partial(Hasty, workers=workers)
+    )
+    done = long.run(RING)
+    assert 0 < done < RING
+    assert long.control[[STEP, UPDATE, SLOT]].tolist() == [done] * 3
+    assert long.control[POSITION] == done % long.plan.steps
+    done += long.run(3)
+    network = gm.mlp([8, 30, 1], seed=0, device="cpu")
+    same = training_step(network, "mse", X, Y, batch_rows=16, shuffle=True, executor=CompiledExecutor)
+    assert same.run(done) == done
+    np.testing.assert_array_equal(long.network.parameters.memory, same.network.parameters.memory)
+    counters = [STEP, UPDATE, EPOCH, POSITION, BAD_STEP]
+    np.testing.assert_array_equal(long.control[counters], same.control[counters])
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_where_the_system_gives_no_more_threads_fewer_share_the_work(monkeypatch, started):
+    wanted, before, starts = weights(fit(2, 4)), threading.Thread.start, []
+
+    def start(thread):
+        if thread.daemon:  # a worker
+            starts.append(thread)
+            if len(starts) % 4 > started:
+                raise RuntimeError("can't start new thread")
+        before(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    np.testing.assert_array_equal(weights(fit(2, 4)), wanted)
+    assert starts
+    monkeypatch.undo()
+    assert not [t for t in threading.enumerate() if t.daemon and t.name.startswith("Thread")]
+
+
+def test_workers_that_wait_for_one_that_never_comes_are_let_go(training_step):
+    """A second Ctrl-C, just before worker 0 begins."""
+    network = gm.mlp([8, 40, 1], seed=0, device="cpu")
+    step = training_step(
+        network, "mse", X, Y, batch_rows=16, executor=functools.partial(CompiledExecutor, workers=3)
+    )
+    step.run(2)
+    job, before, counters = step.executor._job, network.state_dict(), step.control.copy()
+    work = job._work
+
+    def interrupted(worker):
+        if worker == 0:
+            time.sleep(0.05)  # for the others to come to their barrier
+            raise KeyboardInterrupt
+        work(worker)
+
+    job._work = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        step.run(100)
+    job._work = work
+    for name, value in before.items():
+        np.testing.assert_array_equal(network.state_dict()[name], value)
+    np.testing.assert_array_equal(step.control, counters)
+    assert step.run(5) == 5
+
+
 # --- other processes ----------------------------------------------------------------------------------------------
 
 COMMON = """
@@ -199,10 +274,10 @@ def test_trainings_run_under_xdist(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize(
-    ("threads", "hidden", "batch", "seconds"), [(1, [64, 64], 4, 2), (2, [256, 256], 64, 5)]
+    ("threads", "hidden", "batch", "seconds"), [(1, [64, 64], 4, 1), (2, [256, 256], 64, 1)]
 )
 def test_ctrl_c_ends_a_long_epoch_and_keeps_what_was_trained(tmp_path, threads, hidden, batch, seconds):
-    """After the block at hand, of about 50 ms; two workers wait for each other where others hold a processor."""
+    """After the block at hand, of 0.1 s at most; the rest is for a machine where others hold the processors."""
     result = script(
         tmp_path,
         f"""

@@ -10,7 +10,9 @@ import pytest
 import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.executors.linking import encode, instruct, work_bytes
+from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
 from gpumlp.kernels.cpu import address
+from gpumlp.kernels.cuda import OPERATIONS, host
 from gpumlp.kernels.layout import WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
 
@@ -63,3 +65,53 @@ def run_compiled() -> Callable[..., None]:
     A matrix may be some columns of a wider one. The workers' shares are done one after the other.
     """
     return _run_compiled
+
+
+@pytest.fixture(scope="session")
+def host_compiler() -> str:
+    """The C++ compiler that builds CUDA for the CPU; without one the test is skipped."""
+    try:
+        return host.compiler()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def _run_on_host(
+    module: host.HostModule,
+    kernel: str,
+    arrays: Mapping[str, np.ndarray | None],
+    scalars: Mapping[str, Any],
+    dtype: str,
+    blocks: int,
+    threads: int,
+    order: str,
+) -> None:
+    call = Call(kernel, tuple(_operand(name, array) for name, array in arrays.items()), scalars)
+    memory = Memory({}, {name: _base(array) for name, array in arrays.items() if array is not None})
+    nothing = Arena(gm.get_backend("cpu"), ())
+    steps = unfold(Program((call,), {}, frozenset(), 1, dtype), memory, nothing, 1, products=False)
+    for step in steps:
+        step.blocks = 1 if OPERATIONS[step.operation].grid == "one" else blocks
+        if step.operation == "sum_squares":
+            step.scratch = 8 * blocks
+        elif step.operation == "clip_by_norm":
+            step.scalars = [step.scalars[0], blocks]
+    scratch = np.full(scratch_bytes(steps) // 8 + 8, np.nan)  # what is read there before it is written shows
+    values = np.zeros((len(steps), 8))
+    rows, values[...] = encode_steps(steps, values.ctypes.data, scratch.ctypes.data)
+    for step, row in zip(steps, rows, strict=True):
+        module.launch(step.operation, row, step.blocks, threads, order)
+
+
+@pytest.fixture(scope="session")
+def run_cuda(host_compiler) -> Callable[..., None]:
+    """Run a kernel of CUDA on the CPU: ``run_cuda(kernel, {operand: array}, scalars, dtype, blocks, threads, order)``.
+
+    A matrix may be some columns of a wider one. A loss is all of its operations.
+    """
+    modules = {dtype: host.HostModule(dtype) for dtype in ("float32", "float64")}
+
+    def run(kernel, arrays, scalars, dtype, blocks=1, threads=32, order="ascending"):
+        _run_on_host(modules[dtype], kernel, arrays, scalars, dtype, blocks, threads, order)
+
+    return run

@@ -15,7 +15,7 @@ import pytest
 import gpumlp as gm
 from gpumlp.executors.linking import HAVE_IN_PLACE
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP
-from gpumlp.kernels.cpu import table
+from gpumlp.kernels.cpu.compiling import table
 
 CPU = gm.get_backend("cpu")
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
@@ -105,7 +105,8 @@ def results(name):
 def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
     in_place = {f"{name}_in_place" for name in HAVE_IN_PLACE}
     assert {name for name in HAVE_IN_PLACE if not CATALOGUE[name].in_place} == set()
-    assert set(table()) == set(CATALOGUE) | in_place | {"outer", "dot_rows", "sum_rows"}
+    walkers = {"walk_steps", "walk_calls"}
+    assert set(table()) == set(CATALOGUE) | in_place | {"outer", "dot_rows", "sum_rows"} | walkers
 
 
 @pytest.mark.parametrize("size", SIZES)

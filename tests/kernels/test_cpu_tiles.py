@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpumlp.kernels.cpu import tiles
+from gpumlp.kernels.cpu import sizes
 
 FORMS = {"a b": (False, False), "a^T b": (True, False), "a b^T": (False, True)}
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}
@@ -182,12 +182,12 @@ def test_what_lay_in_the_result_before_is_not_read(run_compiled, dtype):
 
 def test_working_memory_is_a_panel_unless_a_must_be_packed():
     size, page = 4, 4096
-    assert tiles.work_bytes(400, size, 100, 100, size) == tiles.PANEL_BYTES  # a as it is
-    assert tiles.work_bytes(size, 400, 100, 100, size) == tiles.PANEL_BYTES  # a turned, its rows near
-    packed = tiles.work_bytes(size, page, 100, 100, size)
-    assert packed == tiles.PANEL_BYTES + tiles.M_BLOCK_PACKED * 100 * size
-    long = tiles.work_bytes(size, 400, 100, 5000, size)
-    assert long == tiles.PANEL_BYTES + tiles.M_BLOCK_PACKED * tiles.K_BLOCK * size
+    assert sizes.work_bytes(400, size, 100, 100, size) == sizes.PANEL_BYTES  # a as it is
+    assert sizes.work_bytes(size, 400, 100, 100, size) == sizes.PANEL_BYTES  # a turned, its rows near
+    packed = sizes.work_bytes(size, page, 100, 100, size)
+    assert packed == sizes.PANEL_BYTES + sizes.M_BLOCK_PACKED * 100 * size
+    long = sizes.work_bytes(size, 400, 100, 5000, size)
+    assert long == sizes.PANEL_BYTES + sizes.M_BLOCK_PACKED * sizes.K_BLOCK * size
 
 
 def test_working_memory_is_not_written_beyond_its_end(dtype):
@@ -203,7 +203,7 @@ def test_working_memory_is_not_written_beyond_its_end(dtype):
         name = list(FORMS)[form]
         a, b, c = operands(m, n, k, name, dtype)
         steps = (size, a.view.strides[0]) if form == 1 else (a.view.strides[0], size)
-        wanted = tiles.work_bytes(*steps, n, k, size)
+        wanted = sizes.work_bytes(*steps, n, k, size)
         work = np.zeros(wanted + 4096, np.uint8)
         work[wanted:] = 77
         scalars, row, ctx = np.zeros(8), np.zeros(ROW_WIDTH, np.int64), np.zeros(16, np.int64)

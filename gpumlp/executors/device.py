@@ -1,0 +1,192 @@
+"""What the two executors of a GPU have in common: linked programs, and a control block that lives beside the arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arena import Arena
+from ..backend import Backend, address
+from ..kernels import CONTROL_SIZE, POSITION, SLOT, START
+from ..kernels.cuda.device import Kernels, Launch, Product, ProductKind
+from ..program import Call, Memory, Operand, Program, activation_bytes
+from .lowering import Rewrite, lower
+from .unfolding import (
+    BLOCKS_A_MULTIPROCESSOR,
+    THREADS,
+    Step,
+    advance,
+    encode_steps,
+    scratch_bytes,
+    unfold,
+)
+
+if TYPE_CHECKING:
+    from . import StepPlan
+
+CONTROL = Operand("control", "", (CONTROL_SIZE,), "int64")
+
+
+@dataclass
+class Linked:
+    """A lowered program on a device.
+
+    Attributes:
+        program: lowered.
+        steps: its operations, the counters' advance among them where it is a training step.
+        rows: of the steps, (steps, ROW_WIDTH) int64, on the host.
+        activations: its intermediate tensors.
+        keep: what the rows point at.
+    """
+
+    program: Program
+    steps: list[Step]
+    rows: np.ndarray
+    activations: Arena
+    keep: list[Any]
+
+
+class DeviceExecutor:
+    """Base of the executors of a GPU.
+
+    Args:
+        backend: the GPU.
+        memory: what operands refer to; its control block and its table of rates are on the host, where the training
+            loop writes them, and are copied beside the arrays for each run.
+        workers: without meaning on a GPU.
+        precision: of products of float32 matrices: "float32", "tf32" or "bf16".
+    """
+
+    name = ""
+    block_seconds = 0.05
+    longest_run = math.inf
+    epoch_sums: Any = None
+
+    def __init__(
+        self, backend: Backend, memory: Memory, workers: int | None = None, precision: str = "float32"
+    ) -> None:
+        assert backend.device is not None
+        self.backend, self.device, self.precision = backend, backend.device, precision
+        self._host = memory.arrays
+        on_device: dict[str, Any] = {
+            name: backend.asarray(memory.arrays[name])
+            for name in ("control", "rates")
+            if name in memory.arrays
+        }
+        self.memory = Memory(memory.arenas, {**memory.arrays, **on_device})
+        self._linked: dict[int, tuple[Program, Linked]] = {}
+        self._operations = {"advance"}
+
+    # --- what differs ------------------------------------------------------------------------------------------
+
+    def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
+        """The rewrites of a program that pay here."""
+        raise NotImplementedError
+
+    @property
+    def uses_library(self) -> bool:
+        """Whether products are left to the device's library."""
+        raise NotImplementedError
+
+    def before_linking(self, programs: Sequence[Program]) -> None:
+        """Add to the memory what lowered programs refer to and no one gave."""
+
+    # --- linking -----------------------------------------------------------------------------------------------
+
+    def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
+        lowered = [lower(p, self.rewrites(p)) for p in programs]
+        self.before_linking(lowered)
+        shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
+        for source, program in zip(programs, lowered, strict=True):
+            activations = Arena(self.backend, program.buffers.values(), shared)
+            steps = unfold(program, self.memory, activations, self._most_blocks(), self.uses_library)
+            self._operations |= {step.operation for step in steps if step.call is None}
+            self._linked[id(source)] = (source, self._link(program, steps, activations))
+
+    def _most_blocks(self) -> int:
+        return self.device.multiprocessors * BLOCKS_A_MULTIPROCESSOR
+
+    def _link(self, program: Program, steps: list[Step], activations: Arena) -> Linked:
+        scratch = self.backend.allocate(scratch_bytes(steps))
+        scalars = self.backend.asarray(np.zeros((max(1, len(steps)), 8)))
+        rows, values = encode_steps(steps, address(scalars), address(scratch))
+        if len(steps):
+            self.device.copy_in(scalars, values)
+        return Linked(program, steps, rows, activations, [scratch, scalars])
+
+    def with_advance(self, program: Program, plan: StepPlan) -> Linked:
+        """Return a linked training step that also moves the counters on."""
+        linked = self.linked(program)
+        step = advance(CONTROL, self.memory, linked.activations, plan.batch.rows, plan.steps)
+        return self._link(linked.program, [*linked.steps, step], linked.activations)
+
+    def linked(self, program: Program) -> Linked:
+        return self._linked[id(program)][1]
+
+    def view(self, program: Program, operand: Operand) -> Any:
+        return self.memory.view(operand, self.linked(program).activations)
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def kernels(self, dtype: str) -> Kernels:
+        """Return the compiled kernels of all programs that were prepared, as one module."""
+        return self.device.kernels(dtype, self._operations, resident=not self.uses_library)
+
+    def launches(self, linked: Linked) -> list[Launch]:
+        """Return what launches the steps of a linked program, one by one."""
+        kernels = self.kernels(linked.program.dtype)
+        return [
+            kernels.launch(step.operation, row, step.blocks, THREADS)
+            if step.call is None
+            else self.device.product(self._product(step, linked.activations))
+            for step, row in zip(linked.steps, linked.rows, strict=True)
+        ]
+
+    def _product(self, step: Step, activations: Arena) -> Product:
+        call = step.call
+        assert call is not None
+        operands = tuple(None if o is None else self.memory.view(o, activations) for o in call.operands)
+        turned = bool(call.scalars["transpose_a"]), bool(call.scalars["transpose_b"])
+        return Product(call.kernel, operands, *turned, self.precision)
+
+    def copy_in(
+        self, n_steps: int = 0, batch_rows: int = 0, first_slot: int = 0, first_position: int = 0
+    ) -> None:
+        """Bring counters and rates to the device.
+
+        Args:
+            n_steps: how many rates the next steps need.
+            batch_rows: of a full batch, from which the place of the next one follows.
+            first_slot: of the first step, in the table of rates and in the ring of losses.
+            first_position: of the step whose batch lies first in the data.
+        """
+        control = self._host["control"]
+        if n_steps:
+            control[SLOT], control[START] = first_slot, (control[POSITION] - first_position) * batch_rows
+            rates = slice(first_slot, first_slot + n_steps)
+            self.device.copy_in(self.memory.arrays["rates"][rates], self._host["rates"][rates])
+        self.device.copy_in(self.memory.arrays["control"], control)
+
+    def copy_out(self, first_slot: int = 0) -> int:
+        """Bring the counters back; return how many steps were good."""
+        self._host["control"][:] = self.device.copy_out(self.memory.arrays["control"])
+        return int(self._host["control"][SLOT]) - first_slot
+
+    def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
+        return Memory(self.memory.arenas, self._host), plan
+
+
+def product_kind(kernel: str, call: Call, precision: str, last: bool = True) -> ProductKind:
+    """Return what decides whether a library has the product that a ``matmul`` call would become."""
+    a, _, c = call.operands
+    assert a is not None
+    assert c is not None
+    turned = bool(call.scalars["transpose_a"]), bool(call.scalars["transpose_b"])
+    inner = a.shape[0] if turned[0] else a.shape[1]
+    return ProductKind(
+        kernel, *c.shape, inner, *turned, c.dtype, precision if c.dtype == "float32" else "float32", last
+    )

@@ -1,0 +1,183 @@
+"""The graph executor: the launches of many steps, captured once into a CUDA graph and relaunched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..arena import Arena
+from ..backend import Backend
+from ..kernels import EPOCH, POSITION, SEED
+from ..kernels.cuda.device import Launch
+from ..kernels.philox import permutation
+from ..program import Call, Memory, Operand, Program
+from .device import DeviceExecutor, Linked, product_kind
+from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
+from .products import DATA_COPY, fuse_epilogues, use_bfloat16
+from .unfolding import unfold
+
+if TYPE_CHECKING:
+    from . import StepPlan
+
+GRAPH_STEPS = 32
+"""Steps in one graph, at most: enough that relaunching costs nothing beside the work."""
+
+SORTED_ON_HOST_FROM = 1 << 14
+"""Rows from which the order of an epoch is sorted by the array library: the kernel's work grows with the square."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one graph does: `epochs` whole epochs; or, where that is 0, the parts of one."""
+
+    epochs: int = 0
+    begin: bool = False
+    full: int = 0
+    last: bool = False
+
+    def steps(self, plan: StepPlan) -> int:
+        """How many training steps that is."""
+        return self.epochs * plan.steps + self.full + self.last
+
+
+def chunks(plan: StepPlan, position: int, n_steps: int, begin_in_graph: bool) -> Iterator[Chunk]:
+    """Cut the next `n_steps` steps into few kinds of chunks, since each kind is captured once.
+
+    Args:
+        plan: of the training.
+        position: of the first step in its epoch.
+        n_steps: to do.
+        begin_in_graph: whether the beginning of an epoch can be captured.
+    """
+    short = plan.last is not None
+    while n_steps:
+        if position == 0 and begin_in_graph and plan.steps <= min(GRAPH_STEPS, n_steps):
+            epochs = _power_of_two(min(n_steps, GRAPH_STEPS) // plan.steps)
+            chunk = Chunk(epochs=epochs)
+        else:
+            if position == 0:
+                yield Chunk(begin=True)
+            full = min(n_steps, plan.steps - short - position)
+            chunk = Chunk(full=_power_of_two(min(full, GRAPH_STEPS))) if full else Chunk(last=True)
+        yield chunk
+        done = chunk.steps(plan)
+        n_steps -= done
+        position = (position + done) % plan.steps
+
+
+def _power_of_two(n: int) -> int:
+    """The largest that is at most `n`, which is at least 1."""
+    return 1 << (n.bit_length() - 1)
+
+
+class GraphExecutor(DeviceExecutor):
+    """Runs programs on a GPU, products by its library; see `DeviceExecutor`."""
+
+    name = "graph"
+    uses_library = True
+
+    def __init__(
+        self, backend: Backend, memory: Memory, workers: int | None = None, precision: str = "float32"
+    ) -> None:
+        super().__init__(backend, memory, workers, precision)
+        self._ready: dict[tuple[int, int], tuple[Linked, list[Launch]]] = {}
+        self._graphs: dict[tuple[int, Chunk], Launch] = {}
+        self._copy_data: Linked | None = None
+        self._plans: list[StepPlan] = []  # whose graphs there are; kept, so that no other has their identity
+
+    def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
+        def supports(kernel: str, call: Call, last: bool) -> bool:
+            return self.device.supports_product(product_kind(kernel, call, self.precision, last))
+
+        casts = (use_bfloat16,) if self.precision == "bf16" and program.dtype == "float32" else ()
+        return (
+            read_full_batch_in_place,
+            fuse_epilogues(supports),
+            fuse_bias_activation,
+            fuse_gradient_bias,
+            *casts,
+        )
+
+    def before_linking(self, programs: Sequence[Program]) -> None:
+        operands = (o for p in programs for call in p.calls for o in call.operands if o is not None)
+        if any(o.arena == DATA_COPY for o in operands) and DATA_COPY not in self.memory.arrays:
+            x = self.memory.arrays["X"]
+            copy = self.backend.allocate(2 * x.size)[: 2 * x.size].view("uint16").reshape(x.shape)
+            self.memory.arrays[DATA_COPY] = copy
+            self._operations.add("cast_bf16")
+            whole = Operand("X", "", x.shape, str(x.dtype))
+            call = Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype="uint16")))
+            program = Program((call,), {}, frozenset(), x.shape[0], str(x.dtype))
+            none = Arena(self.backend, ())
+            steps = unfold(program, self.memory, none, self._most_blocks(), self.uses_library)
+            self._copy_data = self._link(program, steps, none)
+
+    def execute(self, program: Program) -> None:
+        self.copy_in()
+        with self.backend.active():
+            if self._sorts_on_host(program):
+                self._order_rows(program)
+            else:
+                for launch in self._launches_of(program):
+                    launch()
+        self.copy_out()
+
+    def run(self, plan: StepPlan, n_steps: int, first_slot: int = 0, first_position: int = 0) -> int:
+        self.copy_in(n_steps, plan.batch.rows, first_slot, first_position)
+        control = self._host["control"]
+        position, sorts = int(control[POSITION]), self._sorts_on_host(plan.begin)
+        epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
+        with self.backend.active():
+            if self._copy_data is not None:  # once a block: whoever owns the data may change them between
+                self.launches(self._copy_data)[0]()
+            for chunk in chunks(plan, position, n_steps, not sorts):
+                if chunk.begin and sorts:
+                    self._order_rows(plan.begin, epoch)
+                else:
+                    self._graph(plan, chunk)()
+                epoch += chunk.begin
+            done = self.copy_out(first_slot)
+            if done < n_steps and sorts:  # later epochs may have begun: back to the order of the failing one
+                self._order_rows(plan.begin)
+        return done
+
+    def _launches_of(self, program: Program, plan: StepPlan | None = None) -> list[Launch]:
+        key = (id(program), id(plan))
+        if key not in self._ready:
+            linked = self.linked(program) if plan is None else self.with_advance(program, plan)
+            self._ready[key] = (linked, self.launches(linked))
+        return self._ready[key][1]
+
+    def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
+        key = (id(plan), chunk)
+        if key not in self._graphs:
+            begin, batch = self._launches_of(plan.begin), self._launches_of(plan.batch, plan)
+            last = self._launches_of(plan.last, plan) if plan.last is not None else []
+            full = plan.steps - (plan.last is not None)
+
+            def launches() -> list[Launch]:
+                if chunk.epochs:
+                    return [*begin, *batch * full, *last] * chunk.epochs
+                return [*(begin if chunk.begin else []), *batch * chunk.full, *(last if chunk.last else [])]
+
+            self._plans.append(plan)
+            self._graphs[key] = self.device.capture(launches)
+        return self._graphs[key]
+
+    @staticmethod
+    def _sorts_on_host(program: Program) -> bool:
+        if not program.calls or program.calls[0].kernel != "shuffle":
+            return False
+        index = program.calls[0].operands[-1]
+        return index is not None and index.shape[0] >= SORTED_ON_HOST_FROM
+
+    def _order_rows(self, program: Program, epoch: int | None = None) -> None:
+        """What the kernel "shuffle" does, by the array library."""
+        _, rows, index = program.calls[0].operands
+        assert rows is not None
+        assert index is not None
+        control = self._host["control"]
+        epoch = int(control[EPOCH]) if epoch is None else epoch
+        order = permutation(self.backend.xp, index.shape[0], int(control[SEED]), epoch)
+        self.memory.view(index)[...] = self.memory.view(rows)[order]

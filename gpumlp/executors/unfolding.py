@@ -1,0 +1,202 @@
+"""From the calls of a lowered program to the operations of a GPU: rows, scratch, and who needs how many blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..arena import Arena, aligned
+from ..backend import Backend, address
+from ..kernels import CATALOGUE
+from ..kernels.cuda import OPERATIONS, blocks, lanes, shares
+from ..kernels.layout import (
+    FIRST_TURNED,
+    OPERAND_WIDTH,
+    OPERANDS,
+    PLAIN,
+    ROW_WIDTH,
+    SECOND_TURNED,
+)
+from ..program import Call, Memory, Operand, Program
+from .linking import Place, kernel_scalars, locate
+from .products import PRODUCTS
+
+THREADS = 256
+"""Of a block, where an operation is a kernel of its own."""
+
+BLOCKS_A_MULTIPROCESSOR = 8
+"""Of THREADS each: as many as a multiprocessor holds at a time."""
+
+
+@dataclass
+class Step:
+    """An operation with its operands, or a call that is left to the device's library for products.
+
+    Attributes:
+        operation: its name in `kernels.cuda.OPERATIONS`; for a product that in the catalogue.
+        places: operands, as `kernels.cuda` wants them.
+        scalars: likewise.
+        scratch: bytes of working memory of its own; 0 for none.
+        scratch_of: the step whose working memory it shares.
+        call: the product to be left to the library.
+        partial: sums of shares of the rows, to be summed once more; memory of this step.
+        blocks: that share it.
+    """
+
+    operation: str
+    places: Sequence[Place | None] = ()
+    scalars: Sequence[float] = ()
+    scratch: int = 0
+    scratch_of: Step | None = None
+    call: Call | None = None
+    partial: Any = None
+    blocks: int = 0
+
+
+def unfold(
+    program: Program, memory: Memory, activations: Arena, most_blocks: int, products: bool
+) -> list[Step]:
+    """Return the steps of a lowered program.
+
+    Args:
+        program: lowered.
+        memory: what its operands refer to.
+        activations: of this program.
+        most_blocks: that the device holds at a time; 1 for the resident kernel, in which one block does all.
+        products: whether products are left to a library.
+
+    Raises:
+        ValueError: an operand outside its memory.
+    """
+    steps: list[Step] = []
+    calls = program.calls
+    for i, call in enumerate(calls):
+        if call.kernel == "check_loss" and i and "ring" in CATALOGUE[calls[i - 1].kernel].updates:
+            continue  # finish_loss has done it
+        if products and call.kernel in PRODUCTS:
+            steps.append(Step(call.kernel, call=call))
+        else:
+            places = [locate(memory, o, activations) for o in call.operands]
+            steps.extend(_steps(call, places, most_blocks, activations.backend))
+    for step in steps:
+        if step.call is None and not step.blocks:
+            step.blocks = _blocks(step, most_blocks)
+    return steps
+
+
+def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Backend) -> Iterator[Step]:
+    name = call.kernel
+    if name == "cast_bf16":
+        yield Step(name, places)
+        return
+    spec = CATALOGUE[name]
+    scalars = kernel_scalars(name, [float(call.scalars[s]) for s in spec.scalars])
+    if name == "matmul":
+        yield Step(name, places, [_form(call)])
+    elif "ring" in spec.updates:
+        yield from _loss(name, places, scalars)
+    elif name == "clip_by_norm":
+        partials = Step("sum_squares", places)
+        partials.scratch = 8 * _blocks(partials, most_blocks)
+        yield partials
+        yield Step(name, places, [*scalars, partials.scratch // 8], 0, partials)
+    elif name == "column_sums" or name.endswith("_grad_bias"):
+        yield from _column_sums(Step(name, places, scalars), most_blocks, backend)
+    else:
+        yield Step(name, places, scalars)
+
+
+def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Step]:
+    """Sums of columns; those of a tall matrix in shares of its rows, which are then summed."""
+    matrix, db = step.places[-2], step.places[-1]
+    assert matrix is not None
+    assert db is not None
+    count = shares(matrix.rows, matrix.columns, THREADS, most_blocks)
+    if count == 1:
+        yield step
+        return
+    step.partial = backend.allocate(count * matrix.columns * matrix.itemsize)
+    sums = Place(address(step.partial), count, matrix.columns, matrix.columns, matrix.itemsize)
+    step.places = [*step.places[:-1], sums]
+    step.blocks = -(-matrix.columns // lanes(matrix.columns)) * count
+    yield step
+    yield Step("column_sums", [sums, db])
+
+
+def _form(call: Call) -> int:
+    ta, tb = call.scalars["transpose_a"], call.scalars["transpose_b"]
+    if ta and tb:
+        raise ValueError("a product of two transposed matrices has no kernel; no layer writes one")
+    return FIRST_TURNED if ta else SECOND_TURNED if tb else PLAIN
+
+
+def _loss(name: str, places: list[Place | None], scalars: list[float]) -> Iterator[Step]:
+    """The sum of the weights, the losses of the rows, and their sum: blocks cannot wait for each other."""
+    control, output, _, weight, ring, _ = places
+    assert output is not None
+    loss = Step(name, places, scalars, 8 * (1 + output.rows))
+    if weight is not None:
+        yield Step("sum_weights", [weight], (), 0, loss)
+    yield loss
+    yield Step("finish_loss", [control, weight, ring], [scalars[0], output.rows], 0, loss)
+
+
+def _blocks(step: Step, most: int) -> int:
+    operation = OPERATIONS[step.operation]
+    place = step.places[operation.operand] if step.places else None
+    rows, columns = (place.rows, place.columns) if place is not None else (1, 1)
+    return blocks(operation, rows, columns, THREADS, most)
+
+
+def advance(control: Operand, memory: Memory, activations: Arena, batch_rows: int, steps: int) -> Step:
+    """Return the step that moves the counters on after a good training step.
+
+    Args:
+        control: the control block, in `memory`.
+        memory: what operands refer to.
+        activations: of any program.
+        batch_rows: of a full batch.
+        steps: of an epoch.
+    """
+    return Step("advance", [locate(memory, control, activations)], [batch_rows, steps], blocks=1)
+
+
+def scratch_bytes(steps: Sequence[Step]) -> int:
+    """Bytes of working memory that the steps of a program want, each its own."""
+    return sum(aligned(step.scratch) for step in steps)
+
+
+def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the steps, (steps, ROW_WIDTH) int64, and the scalars that they point at, (steps, 8).
+
+    Args:
+        steps: of a program; a product that a library does has an empty row.
+        scalars: address of the scalars, once they are copied there.
+        scratch: address of `scratch_bytes` bytes.
+    """
+    rows = np.zeros((len(steps), ROW_WIDTH), dtype=np.int64)
+    values = np.zeros((len(steps), 8))
+    own: dict[int, int] = {}
+    for step in steps:
+        if step.scratch:
+            own[id(step)] = scratch
+            scratch += aligned(step.scratch)
+    for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        if step.call is not None:
+            continue
+        values[i, : len(step.scalars)] = step.scalars
+        place = own.get(id(step.scratch_of or step), 0)
+        row[:OPERANDS] = OPERATIONS[step.operation].code, 0, scalars + 64 * i, place
+        for k, operand in enumerate(step.places):
+            if operand is not None:
+                first = OPERANDS + OPERAND_WIDTH * k
+                row[first : first + OPERAND_WIDTH] = (
+                    operand.address,
+                    operand.rows,
+                    operand.columns,
+                    operand.stride,
+                )
+    return rows, values

@@ -1,0 +1,231 @@
+"""The catalogue in CUDA C++: which operations there are, how many blocks each wants, and the text to compile.
+
+Every operation is one block-level template function ``name<T>(const Row&, Block)`` in a ``.cuh`` file of this folder. A
+kernel of its own (``gpumlp_name``) calls it with the block's place in the grid; the resident kernel calls it with the
+only block there is. The text needs no header, so that NVRTC compiles it as it stands and a host compiler behind
+``host.h`` does too.
+
+A loss is up to three operations, because the blocks of a grid cannot wait for each other: `sum_weights` where the rows
+have weights, the loss, `finish_loss`. Clipping by the norm is two: `sum_squares` and `clip_by_norm`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import (
+    ACTIVATIONS,
+    BAD_STEP,
+    CATALOGUE,
+    CONTROL_SIZE,
+    EPOCH,
+    POSITION,
+    SEED,
+    SLOT,
+    START,
+    STEP,
+    UPDATE,
+)
+from ..layout import FIRST_TURNED, MAX_OPERANDS, PLAIN, SECOND_TURNED
+from ..philox import DROPOUT, NOISE, SHUFFLE
+from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
+
+Grid = Literal["elements", "rows", "columns", "one", "tiles"]
+
+FILES = ("common", "activations", "batches", "losses", "normalisation", "optimizers", "products")
+"""Files of the translation unit, in order; a file uses those before it."""
+
+TYPES = {"float32": "float", "float64": "double"}
+
+PACK = 4  # elements that a thread takes at once
+TILE = 4  # rows and columns of c that a thread of a product takes
+WARP = 32
+RESIDENT_THREADS = 256  # of a block of the resident kernel
+SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation: its number in the resident kernel, and what its grid is made for.
+
+    Args:
+        name: in the catalogue, or one of those that only this backend has.
+        code: what ``Row.op`` holds.
+        grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (4 x 4 a
+            thread), or "one" block does it all.
+        operand: whose shape that is.
+        spills: whether registers may spill into local memory.
+    """
+
+    name: str
+    code: int
+    grid: Grid
+    operand: int
+    spills: bool = False
+
+
+_GRIDS: dict[str, tuple[Grid, int]] = {
+    "shuffle": ("elements", 2),
+    "copy_rows": ("elements", 1),
+    "gather_rows": ("elements", 3),
+    "gather_labels": ("elements", 3),
+    "gather_weights": ("elements", 3),
+    "dropout": ("elements", 1),
+    "dropout_grad": ("elements", 1),
+    "gaussian_noise": ("elements", 1),
+    "matmul": ("tiles", 2),
+    "add_bias": ("elements", 1),
+    "column_sums": ("columns", 0),
+    "copy": ("elements", 0),
+    "cast_bf16": ("elements", 0),
+    "softmax": ("rows", 0),
+    "softmax_grad": ("rows", 0),
+    "layer_norm": ("rows", 0),
+    "layer_norm_grad": ("rows", 0),
+    "batch_norm": ("columns", 0),
+    "batch_norm_grad": ("columns", 0),
+    "batch_norm_fixed": ("elements", 0),
+    "batch_norm_fixed_grad": ("elements", 2),
+    "running_average": ("elements", 1),
+    "sum_weights": ("one", 0),
+    "finish_loss": ("one", 0),
+    "check_loss": ("one", 0),
+    "check_gradients": ("elements", 0),
+    "clip_by_value": ("elements", 0),
+    "sum_squares": ("elements", 0),
+    "clip_by_norm": ("elements", 0),
+    "advance": ("one", 0),
+}
+
+
+def _table() -> dict[str, Operation]:
+    grids = dict(_GRIDS)
+    for name, spec in CATALOGUE.items():
+        if "ring" in spec.updates:
+            grids[name] = ("rows", 1)
+        elif "parameters" in spec.updates:
+            grids[name] = ("elements", 3)
+    for name in ACTIVATIONS:
+        grids[name] = grids[f"{name}_grad"] = ("elements", 0)
+        grids[f"bias_{name}"] = ("elements", 1)
+        grids[f"{name}_grad_bias"] = ("columns", 0)
+    return {name: Operation(name, code, *grids[name]) for code, name in enumerate(sorted(grids))}
+
+
+OPERATIONS: dict[str, Operation] = _table()
+"""The catalogue, and the operations that only this backend has, by name."""
+
+
+def lanes(columns: int) -> int:
+    """Return how many threads of a warp take one row, or how many columns a block takes: a power of two to 32."""
+    return min(1 << max(columns - 1, 0).bit_length(), WARP)
+
+
+def blocks(operation: Operation, rows: int, columns: int, threads: int, most: int) -> int:
+    """Return how many blocks share an operation.
+
+    Args:
+        operation: of the table.
+        rows, columns: of its operand `operation.operand`.
+        threads: of a block.
+        most: blocks that are of use at once, the machine's multiprocessors times what each holds.
+    """
+    match operation.grid:
+        case "elements":
+            wanted = -(-rows * columns // (PACK * threads))
+        case "rows":
+            wanted = -(-rows * lanes(columns) // threads)
+        case "columns":
+            wanted = -(-columns // lanes(columns))
+        case "tiles":
+            wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) // threads)
+        case "one":
+            wanted = 1
+    return max(1, min(wanted, most))
+
+
+def shares(rows: int, columns: int, threads: int, most: int) -> int:
+    """Return into how many shares the rows of a matrix are best split where its columns are summed.
+
+    A block takes up to 32 columns of one share. With more than one share, ``db`` is a matrix of that many rows,
+    to be summed by `column_sums` once more.
+    """
+    tiles = -(-columns // lanes(columns))
+    worth = rows * lanes(columns) // (threads * 8)  # a second pass does not pay below 8 rows a thread
+    return max(1, min(most // tiles, worth))
+
+
+@functools.cache
+def _text(file: str) -> str:
+    return Path(__file__).with_name(f"{file}.cuh").read_text(encoding="utf-8")
+
+
+def _constants() -> str:
+    """What the text shares with Python, so that each is stated once."""
+    control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
+    control |= {"BAD_STEP": BAD_STEP, "POSITION": POSITION, "CONTROL_SIZE": CONTROL_SIZE}
+    layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
+    layout |= {
+        "MAX_OPERANDS": MAX_OPERANDS,
+        "PACK": PACK,
+        "TILE": TILE,
+        "WARP": WARP,
+        "SCRATCH_BYTES": SCRATCH_BYTES,
+    }
+    uses = {"SHUFFLE": SHUFFLE, "DROPOUT": DROPOUT, "NOISE": NOISE, "RESIDENT_THREADS": RESIDENT_THREADS}
+    integers = ", ".join(f"{name} = {value}" for name, value in (control | layout | uses).items())
+    numbers = {"SELU_ALPHA": SELU_ALPHA, "SELU_SCALE": SELU_SCALE}
+    numbers |= {"GELU_TANH_SCALE": GELU_TANH_SCALE, "GELU_TANH_CUBIC": GELU_TANH_CUBIC}
+    doubles = "".join(
+        f"[[maybe_unused]] constexpr double {name} = {value!r};\n" for name, value in numbers.items()
+    )
+    return f"enum {{ {integers} }};\n{doubles}"
+
+
+def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = False) -> str:
+    """Return the text of one translation unit; the same arguments give the same text.
+
+    It has a kernel ``extern "C" __global__ void gpumlp_NAME(const Row row)`` for each operation.
+
+    Args:
+        dtype: "float32" or "float64".
+        operations: names of `OPERATIONS`; None takes all.
+        walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
+
+    Raises:
+        ValueError: a type or an operation that there is not.
+    """
+    if dtype not in TYPES:
+        raise ValueError(f"dtype is {dtype!r}; the kernels are compiled for {' or '.join(TYPES)}")
+    chosen = sorted(set(OPERATIONS if operations is None else operations))
+    if unknown := [name for name in chosen if name not in OPERATIONS]:
+        raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
+    real = TYPES[dtype]
+    kernel = (
+        'extern "C" __global__ void gpumlp_{name}(const __grid_constant__ Row row) {{\n'
+        "  {name}<{real}>(row, Block{{(int)blockIdx.x, (int)gridDim.x}});\n}}\n"
+    )
+    parts = [_constants(), *map(_text, FILES), *(kernel.format(name=name, real=real) for name in chosen)]
+    if walker:
+        parts += [_perform(chosen, real), _text("walker")]
+    return "\n".join(parts)
+
+
+def _perform(operations: Iterable[str], real: str) -> str:
+    """The function that calls the operation of a row.
+
+    Each operation is a function of its own there: inlined, they would be compiled as one, which takes several times as
+    long, and would share the registers of the largest, which then spill.
+    """
+    apart = "".join(
+        f"__device__ __noinline__ void perform_{name}(const Row& row, Block block) {{ {name}<{real}>(row, block); }}\n"
+        for name in operations
+    )
+    cases = "".join(
+        f"    case {OPERATIONS[name].code}: perform_{name}(row, block); break;\n" for name in operations
+    )
+    return f"{apart}\n__device__ void perform(const Row& row, Block block) {{\n  switch (row.op) {{\n{cases}  }}\n}}\n"

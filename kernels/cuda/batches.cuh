@@ -1,0 +1,165 @@
+// Which rows make up a batch; random numbers from counters, as kernels/philox.py has them; the counters.
+
+struct Words {
+  unsigned lane[4];
+};
+
+// Philox-4x32-10 (Salmon et al. 2011).
+__device__ __forceinline__ Words philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned long long seed) {
+  unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; round++) {
+    const unsigned long long p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
+    c0 = (unsigned)(p1 >> 32) ^ c1 ^ k0;
+    c1 = (unsigned)p1;
+    c2 = (unsigned)(p0 >> 32) ^ c3 ^ k1;
+    c3 = (unsigned)p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+__device__ __forceinline__ unsigned long long shuffle_key(long long i, const long long* control) {
+  const Words w = philox((unsigned)i, (unsigned)(i >> 32), (unsigned)control[EPOCH], (unsigned)SHUFFLE << 16,
+                         (unsigned long long)control[SEED]);
+  return (unsigned long long)w.lane[0] << 32 | w.lane[1];
+}
+
+// index = rows in the order of their keys: operands control, rows, index. A thread takes up to four rows at once and
+// counts the keys that come before theirs; equal keys go by their places, as a stable sort has them.
+template <typename T>
+__device__ void shuffle(const Row& row, Block block) {
+  constexpr int TILE_KEYS = SCRATCH_BYTES / 8;
+  const long long *control = vector<long long>(row, 0), *rows = vector<long long>(row, 1);
+  long long* index = vector<long long>(row, 2);
+  const long long n = row.operands[1].columns, chunk = 4ll * blockDim.x;
+  unsigned long long* keys = shared_scratch<unsigned long long>();
+  for (long long start = block.index * chunk; start < n; start += block.count * chunk) {
+    unsigned long long own[4];
+    long long place[4], before[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int u = 0; u < 4; u++) {
+      place[u] = start + u * (long long)blockDim.x + threadIdx.x;
+      own[u] = place[u] < n ? shuffle_key(place[u], control) : 0;
+    }
+    for (long long first = 0; first < n; first += TILE_KEYS) {
+      const int tile = (int)(n - first < TILE_KEYS ? n - first : TILE_KEYS);
+      __syncthreads();  // the tile before may still be read
+      for (int t = threadIdx.x; t < tile; t += blockDim.x) keys[t] = shuffle_key(first + t, control);
+      __syncthreads();
+      for (int t = 0; t < tile; t++) {
+        const unsigned long long key = keys[t];
+#pragma unroll
+        for (int u = 0; u < 4; u++) before[u] += key < own[u] || (key == own[u] && first + t < place[u]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      if (place[u] < n) index[before[u]] = rows[place[u]];
+  }
+}
+
+// index = rows: an epoch in the order of the data.
+template <typename T>
+__device__ void copy_rows(const Row& row, Block block) {
+  const long long* rows = vector<long long>(row, 0);
+  long long* index = vector<long long>(row, 1);
+  for_each_place(1, row.operands[1].columns, block, [&](long long, long long j) { index[j] = rows[j]; });
+}
+
+// out[i] = source[index[START + i]]: operands control, source, index, out.
+template <typename T>
+__device__ void gather_rows(const Row& row, Block block) {
+  const long long* index = vector<long long>(row, 2) + vector<long long>(row, 0)[START];
+  const Matrix<T> source = matrix<T>(row, 1), out = matrix<T>(row, 3);
+  const long long packs = aligned(source) && aligned(out) ? out.columns / PACK : 0, done = packs * PACK;
+  for_each_place(out.rows, packs, block, [&](long long i, long long j) {
+    T v[PACK];
+    load<PACK>(v, source.at(index[i], j * PACK));
+    store<PACK>(out.at(i, j * PACK), v);
+  });
+  for_each_place(out.rows, out.columns - done, block,
+                 [&](long long i, long long j) { *out.at(i, done + j) = *source.at(index[i], done + j); });
+}
+
+template <typename V>
+__device__ __forceinline__ void gather_vector(const Row& row, Block block) {
+  const long long* index = vector<long long>(row, 2) + vector<long long>(row, 0)[START];
+  const V* source = vector<V>(row, 1);
+  V* out = vector<V>(row, 3);
+  for_each_place(1, row.operands[3].columns, block, [&](long long, long long i) { out[i] = source[index[i]]; });
+}
+template <typename T>
+__device__ void gather_labels(const Row& row, Block block) {
+  gather_vector<long long>(row, block);
+}
+template <typename T>
+__device__ void gather_weights(const Row& row, Block block) {
+  gather_vector<T>(row, block);
+}
+
+// Calls body(words, i, j, apart, count) for every block of four words: they belong to the columns j, j + apart, ... of
+// row i, of which `count` exist. A quarter of a row is one contiguous run, for neighbouring threads too.
+template <typename Body>
+__device__ __forceinline__ void for_each_word(const Row& row, Block block, int use, Body body) {
+  const long long* control = vector<long long>(row, 0);
+  const long long rows = row.operands[1].rows, columns = row.operands[1].columns, apart = (columns + 3) / 4;
+  const unsigned key = (unsigned)use << 16 | (unsigned)row.scalars[1], step = (unsigned)control[STEP];
+  const unsigned long long seed = (unsigned long long)control[SEED];
+  for_each_place(rows, apart, block, [&](long long i, long long j) {
+    const int count = (int)((columns - j + apart - 1) / apart);
+    body(philox((unsigned)i, (unsigned)j, step, key, seed), i, j, apart, count < 4 ? count : 4);
+  });
+}
+
+// y = x / (1 - rate) where kept, else 0: operands control, x, y; scalars rate, layer.
+template <typename T>
+__device__ void dropout(const Row& row, Block block) {
+  const Matrix<T> x = matrix<T>(row, 1), y = matrix<T>(row, 2);
+  const unsigned long long threshold = (unsigned long long)(row.scalars[0] * 4294967296.0);
+  const T kept = T(1.0 / (1.0 - row.scalars[0]));
+  for_each_word(row, block, DROPOUT, [&](const Words& words, long long i, long long j, long long apart, int count) {
+#pragma unroll
+    for (int u = 0; u < 4; u++)  // a product and not a selection: NaN stays NaN in a dropped place too
+      if (u < count) *y.at(i, j + u * apart) = *x.at(i, j + u * apart) * (words.lane[u] >= threshold ? kept : T(0));
+  });
+}
+
+// The same mask on dy.
+template <typename T>
+__device__ void dropout_grad(const Row& row, Block block) {
+  dropout<T>(row, block);
+}
+
+// y = x + std N(0, 1), by Box and Muller (1958): operands control, x, y; scalars std, layer.
+template <typename T>
+__device__ void gaussian_noise(const Row& row, Block block) {
+  const Matrix<T> x = matrix<T>(row, 1), y = matrix<T>(row, 2);
+  const double std = row.scalars[0], unit = 1.0 / 4294967296.0;
+  for_each_word(row, block, NOISE, [&](const Words& words, long long i, long long j, long long apart, int count) {
+#pragma unroll
+    for (int u = 0; u < 4; u += 2) {
+      const double size = sqrt(-2.0 * log(words.lane[u] * unit + unit)), half_turns = 2.0 * (words.lane[u + 1] * unit);
+      // in half turns the angle needs no reduction, of which the general form spills registers
+      const double normals[2] = {size * cospi(half_turns), size * sinpi(half_turns)};
+#pragma unroll
+      for (int v = 0; v < 2; v++)
+        if (u + v < count) *y.at(i, j + (u + v) * apart) = *x.at(i, j + (u + v) * apart) + T(std * normals[v]);
+    }
+  });
+}
+
+// The counters after a good step: operands control; scalars batch_rows, steps.
+template <typename T>
+__device__ void advance(const Row& row, Block block) {
+  long long* control = vector<long long>(row, 0);
+  if (block.index != 0 || threadIdx.x != 0 || control[BAD_STEP] >= 0) return;
+  control[STEP] += 1;
+  control[UPDATE] += 1;
+  control[SLOT] += 1;
+  control[POSITION] = (control[POSITION] + 1) % (long long)row.scalars[1];
+  control[EPOCH] += control[POSITION] == 0;
+  // counted up, since streamed data begin anew within an epoch
+  control[START] = control[POSITION] ? control[START] + (long long)row.scalars[0] : 0;
+}

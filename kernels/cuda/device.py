@@ -1,0 +1,145 @@
+"""What executors need of a GPU: the `Device` protocol, about ten methods.
+
+`cupy_device` implements it on a GPU, with CuPy and cuBLASLt; `host_device` on the CPU, where the same .cu text was
+built as C++, for tests on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import kernel_spec
+
+Array = Any
+Launch = Callable[[], None]
+"""Puts work into the device's stream and returns at once."""
+
+PRECISIONS = ("float32", "tf32", "bf16")
+"""What products of float32 matrices are computed in; sums are in float32 always."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of matrices with its epilogue, as a rewritten program calls it.
+
+    Attributes:
+        kernel: its name in the catalogue; "matmul" has no epilogue.
+        operands: arrays in the order of the catalogue; None where one is absent.
+        transpose_a, transpose_b: whether an operand is turned.
+        precision: one of `PRECISIONS`; without meaning in float64.
+    """
+
+    kernel: str
+    operands: tuple[Array | None, ...]
+    transpose_a: bool
+    transpose_b: bool
+    precision: str
+
+
+@dataclass(frozen=True)
+class ProductKind:
+    """What decides whether a library has a product.
+
+    Attributes:
+        kernel: its name in the catalogue.
+        rows, columns: of c.
+        inner: the side that is summed over.
+        transpose_a, transpose_b: whether an operand is turned.
+        dtype: of c.
+        precision: one of `PRECISIONS`; without meaning in float64.
+        last: whether the last operand is there, where it may be absent.
+    """
+
+    kernel: str
+    rows: int
+    columns: int
+    inner: int
+    transpose_a: bool
+    transpose_b: bool
+    dtype: str
+    precision: str
+    last: bool = True
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Places of the operands that are overwritten."""
+        spec = kernel_spec(self.kernel)
+        return tuple(range(len(spec.reads), len(spec.operands)))
+
+
+class Kernels(Protocol):
+    """Kernels compiled for one type."""
+
+    def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
+        """Return what launches an operation on a row of the linked program, (ROW_WIDTH,) int64."""
+
+    def launch_resident(self, networks: Array, count: int, threads: int, shared_bytes: int) -> Launch:
+        """Return what launches the resident kernel, a block for each of `count` entries at `networks`."""
+
+
+class Device(Protocol):
+    """A GPU, or what stands for one.
+
+    Attributes:
+        multiprocessors: how many blocks run at a time, at least.
+        shared_bytes: shared memory that a block may ask for.
+        has_products: whether there is a library for products whose calls can be captured.
+    """
+
+    multiprocessors: int
+    shared_bytes: int
+    has_products: bool
+
+    def describe(self) -> str:
+        """Return its name in words."""
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make it the current device within a block."""
+
+    def allocate(self, nbytes: int) -> Array:
+        """Return zeroed memory, uint8, aligned to 256 bytes at least.
+
+        Raises:
+            MemoryError: with the bytes asked for and the bytes free.
+        """
+
+    def memory(self) -> tuple[int, int]:
+        """Return the bytes that are free, and those of the device."""
+
+    def owns(self, array: Any) -> bool:
+        """Whether an array is of this device's kind and lies on it."""
+
+    def adopt(self, array: Any) -> Array:
+        """Return another library's array on a GPU as one of this device, without a copy where it lies here."""
+
+    def copy_in(self, target: Array, source: np.ndarray) -> None:
+        """Copy from the host, in the order of the stream; `source` may be reused at once."""
+
+    def copy_out(self, source: Array) -> np.ndarray:
+        """Return a copy on the host, once all work before is done."""
+
+    def stage(self, target: Array, source: np.ndarray) -> Launch:
+        """Start a copy from page-locked memory beside the stream; return what waits until it is done."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return page-locked memory of the host, from which copies overlap with work."""
+
+    def kernels(self, dtype: str, operations: Collection[str], resident: bool = False) -> Kernels:
+        """Return the compiled kernels of these operations, with the resident kernel where it is wanted."""
+
+    def supports_product(self, kind: ProductKind) -> bool:
+        """Whether the device's library has a product and computes it right; never where there is no library."""
+
+    def product(self, product: Product) -> Launch:
+        """Return what launches a product, its algorithm chosen."""
+
+    def capture(self, launches: Callable[[], Sequence[Launch]]) -> Launch:
+        """Return what launches, as one graph, all that `launches()` returns; none of it is run by capturing."""
+
+    def synchronize(self) -> None:
+        """Wait until all is done."""

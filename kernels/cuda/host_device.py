@@ -1,0 +1,191 @@
+"""A `Device` without a GPU: NumPy arrays, the kernels' own text built as C++, products by the reference.
+
+Whole trainings run on it, and so the Python side of the GPU path is tested on machines without one. It keeps the
+rules of a GPU that code is likely to break: nothing is allocated while a graph is captured, what is captured does not
+run, work goes into the device's stream, a copy beside the stream comes as late as it may, and memory ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import FOR_GPUS
+from ..reference import kernel
+from . import host
+from .device import Launch, Product, ProductKind
+
+ALIGNMENT = 256
+
+PRODUCTS = frozenset(name for name in FOR_GPUS if name.startswith("product")) | {"matmul"}
+
+
+class DeviceArray(np.ndarray):
+    """An array of the stand-in: known from one of the host by its type."""
+
+
+class HostKernels:
+    """The kernels of one type, built by the system's compiler."""
+
+    def __init__(self, module: host.HostModule, device: HostDevice) -> None:
+        self._module, self._order, self._in_stream = module, device.order, device.in_stream
+
+    def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
+        row = row.copy()  # as the parameters of a launch are
+        return self._in_stream(lambda: self._module.launch(operation, row, blocks, threads, self._order))
+
+    def launch_resident(self, networks: np.ndarray, count: int, threads: int, shared_bytes: int) -> Launch:
+        place = networks.ctypes.data
+        return self._in_stream(
+            lambda: self._module.call("gpumlp_resident", count, threads, shared_bytes, self._order, place)
+        )
+
+
+class HostDevice:
+    """A GPU's stand-in on the CPU.
+
+    Args:
+        memory_bytes: there are.
+        shared_bytes: of a block.
+        order: in which the threads of a block take turns; see `host.HostModule.launch`.
+        products: names of the products that its library says to have; none stands for no library.
+    """
+
+    multiprocessors = 4
+
+    def __init__(
+        self,
+        memory_bytes: int = 1 << 40,
+        shared_bytes: int = 99 * 1024,
+        order: str = "ascending",
+        products: Collection[str] = PRODUCTS,
+    ) -> None:
+        self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
+        self._used, self._products = 0, frozenset(products)
+        self._kernels: dict[str, HostKernels] = {}
+        self._capturing = False
+        self._active = threading.local()
+
+    @property
+    def has_products(self) -> bool:
+        return bool(self._products)
+
+    def describe(self) -> str:
+        return "stand-in for a GPU"
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        before = self._is_active()
+        self._active.here = True
+        try:
+            yield
+        finally:
+            self._active.here = before
+
+    def _is_active(self) -> bool:
+        return getattr(self._active, "here", False)
+
+    def in_stream(self, work: Launch) -> Launch:
+        """Return what does the work where this device is active, and raises an error elsewhere."""
+
+        def launch() -> None:
+            if not self._is_active():
+                raise RuntimeError("work was launched outside of the device's stream")
+            work()
+
+        return launch
+
+    def allocate(self, nbytes: int) -> np.ndarray:
+        if self._capturing:
+            raise RuntimeError("memory was allocated while a graph was captured")
+        if nbytes > self.memory_bytes - self._used:
+            gc.collect()  # layers and their network refer to each other
+        free = self.memory_bytes - self._used
+        if nbytes > free:
+            raise MemoryError(f"the GPU has {free:,} bytes free; {nbytes:,} were asked for")
+        memory = np.zeros(nbytes + ALIGNMENT, dtype=np.uint8)
+        self._used += nbytes
+        weakref.finalize(memory, self._freed, nbytes)
+        shift = -memory.ctypes.data % ALIGNMENT
+        return memory[shift : shift + nbytes].view(DeviceArray)
+
+    def _freed(self, nbytes: int) -> None:
+        self._used -= nbytes
+
+    def memory(self) -> tuple[int, int]:
+        return self.memory_bytes - self._used, self.memory_bytes
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, DeviceArray)
+
+    def adopt(self, array: Any) -> np.ndarray:
+        return np.asarray(array).view(DeviceArray)
+
+    def copy_in(self, target: np.ndarray, source: np.ndarray) -> None:
+        target[...] = source
+
+    def copy_out(self, source: np.ndarray) -> np.ndarray:
+        return np.array(source)
+
+    def stage(self, target: np.ndarray, source: np.ndarray) -> Launch:
+        def arrive() -> None:  # as late as it may
+            np.asarray(target)[...] = source
+
+        return arrive
+
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+    def kernels(self, dtype: str, operations: Collection[str], resident: bool = False) -> HostKernels:
+        if dtype not in self._kernels:  # one build has all operations
+            self._kernels[dtype] = HostKernels(host.HostModule(dtype), self)
+        return self._kernels[dtype]
+
+    def supports_product(self, kind: ProductKind) -> bool:
+        return kind.kernel in self._products
+
+    def product(self, product: Product) -> Launch:
+        if self._capturing:
+            raise RuntimeError("the algorithm of a product was chosen while a graph was captured")
+        run: Callable[..., None] = kernel(product.kernel)
+        a, b, *others = product.operands
+        assert a is not None
+        assert b is not None
+        rounded = product.precision == "tf32" and str(a.dtype) == "float32"
+
+        def launch() -> None:
+            given = (_to_tf32(a), _to_tf32(b)) if rounded else (a, b)
+            with np.errstate(all="ignore"):
+                run(np, *given, *others, transpose_a=product.transpose_a, transpose_b=product.transpose_b)
+
+        return self.in_stream(launch)
+
+    def capture(self, launches: Callable[[], Sequence[Launch]]) -> Launch:
+        self._capturing = True
+        try:
+            captured = list(launches())
+        finally:
+            self._capturing = False
+
+        def replay() -> None:
+            with self.active():  # a graph is launched into the stream by name
+                for launch in captured:
+                    launch()
+
+        return replay
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+
+def _to_tf32(x: np.ndarray) -> np.ndarray:
+    """Float32 values rounded to the 10 bits behind the point that a tensor core reads, to nearest even."""
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(x), rounded, bits).astype(np.uint32).view(np.float32)

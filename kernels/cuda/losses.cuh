@@ -1,0 +1,259 @@
+// Losses: the value of a batch and its gradient in one pass. Blocks cannot wait for each other, so that a loss is up to
+// three operations on one scratch of doubles: [0] the sum of the weights, by `sum_weights` where rows have weights;
+// [1 + i] what row i adds to the value, by the loss itself; `finish_loss` adds those up.
+//
+// Operands of a loss: control, output, target, weight?, ring, grad?; scalars mean, then its own. With `mean` the value
+// is sum(w l) / sum(w), without it sum(w l).
+
+// What the sum is divided by. A batch whose rows all weigh nothing has the value 0 and no gradient, not 0 / 0.
+__device__ __forceinline__ double loss_divisor(bool mean, double total) {
+  return mean ? (total < 1e-300 ? 1e-300 : total) : 1.0;
+}
+
+// The rows of a loss: calls body(i, lane, lanes, columns, scale) -> the row's loss, a part of it in each lane; `scale`
+// is what a gradient is multiplied by.
+template <typename T, typename Body>
+__device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body body) {
+  const long long rows = row.operands[1].rows, columns = row.operands[1].columns;
+  const T* weight = vector<T>(row, 3);
+  double* scratch = reinterpret_cast<double*>(row.scratch);
+  const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
+  for_each_row(rows, columns, block, [&](long long i, int lane, int lanes, long long here) {
+    const double w = weight ? (double)weight[i] : 1.0;
+    const double loss = row_sum(body(i, lane, lanes, here, T(w / divisor)), lanes);
+    if (lane == 0 && here) scratch[1 + i] = w * loss;
+  });
+}
+
+// scratch[0] = the sum of the weights: operand weight.
+template <typename T>
+__device__ void sum_weights(const Row& row, Block block) {
+  const T* weight = vector<T>(row, 0);
+  double sum = 0;
+  if (block.index == 0)
+    for (long long i = threadIdx.x; i < row.operands[0].columns; i += blockDim.x) sum += (double)weight[i];
+  sum = block_total(sum);
+  if (block.index == 0 && threadIdx.x == 0) *reinterpret_cast<double*>(row.scratch) = sum;
+}
+
+__device__ __forceinline__ void flag_loss(long long* control, double value) {
+  if (control[BAD_STEP] < 0 && !is_finite(value)) control[BAD_STEP] = control[STEP];
+}
+
+// BAD_STEP = STEP if the loss is not finite and no step was before: operands ring, control.
+template <typename T>
+__device__ void check_loss(const Row& row, Block block) {
+  long long* control = vector<long long>(row, 1);
+  if (block.index == 0 && threadIdx.x == 0) flag_loss(control, vector<double>(row, 0)[2 * control[SLOT]]);
+}
+
+// ring[SLOT] = (value, sum of weights), then what check_loss does: operands control, weight?, ring; scalars mean, rows.
+template <typename T>
+__device__ void finish_loss(const Row& row, Block block) {
+  if (block.index != 0) return;
+  const double* scratch = reinterpret_cast<const double*>(row.scratch);
+  const long long rows = (long long)row.scalars[1];
+  double sum = 0;
+  for (long long i = threadIdx.x; i < rows; i += blockDim.x) sum += scratch[1 + i];
+  sum = block_total(sum);
+  if (threadIdx.x != 0) return;
+  long long* control = vector<long long>(row, 0);
+  double* slot = vector<double>(row, 2) + 2 * control[SLOT];
+  const double total = row.operands[1].address ? scratch[0] : (double)rows;
+  slot[0] = sum / loss_divisor(row.scalars[0] != 0, total);
+  slot[1] = total;
+  flag_loss(control, slot[0]);
+}
+
+// --- means over the outputs of a function of (output, target) -------------------------------------------------------
+
+template <typename T>
+struct SquaredError {
+  __device__ explicit SquaredError(const double*) {}
+  __device__ T loss(T x, T t) const { return (x - t) * (x - t); }
+  __device__ T slope(T x, T t) const { return T(2) * (x - t); }
+};
+
+template <typename T>
+struct AbsoluteError {
+  __device__ explicit AbsoluteError(const double*) {}
+  __device__ T loss(T x, T t) const { return size_of(x - t); }
+  __device__ T slope(T x, T t) const {
+    const T e = x - t;
+    return e > T(0) ? T(1) : (e < T(0) ? T(-1) : e);
+  }
+};
+
+template <typename T>
+struct Huber {
+  T delta;
+  __device__ explicit Huber(const double* scalars) : delta(T(scalars[1])) {}
+  __device__ T loss(T x, T t) const {
+    const T e = size_of(x - t);
+    return e <= delta ? T(0.5) * e * e : delta * (e - T(0.5) * delta);
+  }
+  __device__ T slope(T x, T t) const {
+    const T e = x - t;
+    return e > delta ? delta : (e < -delta ? -delta : e);
+  }
+};
+
+template <typename T>
+struct LogitsCrossEntropy {
+  T bound;  // -log(clip), infinite where nothing is clipped
+  __device__ explicit LogitsCrossEntropy(const double* scalars) : bound(T(scalars[1])) {}
+  __device__ T loss(T x, T t) const {
+    return t * smaller(log_one_plus_exp(-x), bound) + (T(1) - t) * smaller(log_one_plus_exp(x), bound);
+  }
+  __device__ T slope(T x, T t) const { return logistic(x) - t; }
+};
+
+// Both sides are clipped apart: in float 1 - clip would round to 1.
+template <typename T>
+struct ProbabilityCrossEntropy {
+  T clip;
+  __device__ explicit ProbabilityCrossEntropy(const double* scalars) : clip(T(scalars[1])) {}
+  __device__ T loss(T x, T t) const {
+    return -t * log_of(larger(x, clip)) - (T(1) - t) * log_of(larger(T(1) - x, clip));
+  }
+  __device__ T slope(T x, T t) const { return (T(1) - t) / larger(T(1) - x, clip) - t / larger(x, clip); }
+};
+
+template <typename T, typename F>
+__device__ void per_output_loss(const Row& row, Block block, F f) {
+  const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
+  const double outputs = (double)output.columns;
+  const T share = T(1.0 / outputs);
+  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+    double sum = 0;
+    for (long long j = lane; j < columns; j += lanes) {
+      const T x = *output.at(i, j), t = *target.at(i, j);
+      sum += (double)f.loss(x, t);
+      if (grad) *grad.at(i, j) = f.slope(x, t) * share * scale;
+    }
+    return sum / outputs;
+  });
+}
+
+#define PER_OUTPUT_LOSS(name, Functor)                       \
+  template <typename T>                                      \
+  __device__ void name(const Row& row, Block block) {        \
+    per_output_loss<T>(row, block, Functor<T>(row.scalars)); \
+  }
+PER_OUTPUT_LOSS(mse, SquaredError)
+PER_OUTPUT_LOSS(mae, AbsoluteError)
+PER_OUTPUT_LOSS(huber, Huber)
+PER_OUTPUT_LOSS(binary_cross_entropy_logits, LogitsCrossEntropy)
+PER_OUTPUT_LOSS(binary_cross_entropy, ProbabilityCrossEntropy)
+#undef PER_OUTPUT_LOSS
+
+// --- losses of a row ----------------------------------------------------------------------------------------------
+
+// t log p, with 0 log 0 = 0; NaN on either side stays NaN.
+template <typename T>
+__device__ __forceinline__ T product_with_log(T t, T log_p) {
+  return t == T(0) && log_p < T(0) && !is_finite(log_p) ? T(0) : t * log_p;
+}
+
+// t log t, with 0 log 0 = 0.
+template <typename T>
+__device__ __forceinline__ T entropy_term(T t) {
+  return t == T(0) ? T(0) : t * log_of(t);
+}
+
+template <typename T>
+struct LabelTarget {  // 1 for the class of the label; a label that is no class has none
+  const long long* labels;
+  __device__ explicit LabelTarget(const Row& row) : labels(vector<long long>(row, 2)) {}
+  __device__ T at(long long i, long long j) const { return labels[i] == j ? T(1) : T(0); }
+};
+
+template <typename T>
+struct SoftTarget {
+  Matrix<T> targets;
+  __device__ explicit SoftTarget(const Row& row) : targets(matrix<T>(row, 2)) {}
+  __device__ T at(long long i, long long j) const { return *targets.at(i, j); }
+};
+
+// Cross-entropy and divergence on logits; scalars mean, smoothing, log(clip) or -infinity, whether t log t is added.
+template <typename T, typename Target>
+__device__ void softmax_loss(const Row& row, Block block, Target target) {
+  const Matrix<T> output = matrix<T>(row, 1), grad = matrix<T>(row, 5);
+  const T smoothing = T(row.scalars[1]), floor = T(row.scalars[2]), spread = smoothing / T(output.columns);
+  const bool with_entropy = row.scalars[3] != 0;
+  const auto smooth = [&](long long i, long long j) { return (T(1) - smoothing) * target.at(i, j) + spread; };
+  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+    const T* x = output.at(i, 0);
+    T largest;
+    const T sum = sum_of_exponentials(x, columns, lane, lanes, largest), log_sum = log_of(sum);
+    double loss = 0;
+    T mass = T(0);  // targets may sum to something other than 1: the derivative then scales softmax by that sum
+    for (long long j = lane; j < columns; j += lanes) {
+      const T t = smooth(i, j);
+      mass += t;
+      loss -= (double)product_with_log(t, larger((x[j] - largest) - log_sum, floor));
+      if (with_entropy) loss += (double)entropy_term(t);
+    }
+    mass = row_sum(mass, lanes);
+    if (grad)
+      for (long long j = lane; j < columns; j += lanes)
+        *grad.at(i, j) = (exp_of((x[j] - largest) - log_sum) * mass - smooth(i, j)) * scale;
+    return loss;
+  });
+}
+
+template <typename T>
+__device__ void softmax_cross_entropy_labels(const Row& row, Block block) {
+  softmax_loss<T>(row, block, LabelTarget<T>(row));
+}
+template <typename T>
+__device__ void softmax_cross_entropy(const Row& row, Block block) {
+  softmax_loss<T>(row, block, SoftTarget<T>(row));
+}
+template <typename T>
+__device__ void kl_divergence_logits(const Row& row, Block block) {
+  softmax_loss<T>(row, block, SoftTarget<T>(row));
+}
+
+// On probabilities, clipped from below; scalars mean, clip.
+template <typename T>
+__device__ void kl_divergence(const Row& row, Block block) {
+  const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
+  const T clip = T(row.scalars[1]);
+  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+    double loss = 0;
+    for (long long j = lane; j < columns; j += lanes) {
+      const T t = *target.at(i, j), p = larger(*output.at(i, j), clip);
+      loss += (double)(entropy_term(t) - product_with_log(t, log_of(p)));
+      // where both are 0 the term is 0 whatever p is, and so is its slope
+      if (grad) *grad.at(i, j) = t == T(0) && p == T(0) ? T(0) : -t / p * scale;
+    }
+    return loss;
+  });
+}
+
+// Squared error between softmax(output) and target, the mean over the outputs.
+template <typename T>
+__device__ void softmax_mse(const Row& row, Block block) {
+  const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
+  const double outputs = (double)output.columns;
+  const T share = T(2.0 / outputs);
+  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+    const T* x = output.at(i, 0);
+    T largest, inner = T(0);
+    const T sum = sum_of_exponentials(x, columns, lane, lanes, largest);
+    double loss = 0;
+    for (long long j = lane; j < columns; j += lanes) {
+      const T p = exp_of(x[j] - largest) / sum, e = p - *target.at(i, j);
+      loss += (double)(e * e);
+      inner += e * p;
+    }
+    inner = row_sum(inner, lanes);
+    if (grad)
+      for (long long j = lane; j < columns; j += lanes) {
+        const T p = exp_of(x[j] - largest) / sum;
+        *grad.at(i, j) = p * (p - *target.at(i, j) - inner) * share * scale;
+      }
+    return loss / outputs;
+  });
+}

@@ -1,0 +1,209 @@
+// Products, biases, sums of columns and copies. The product is the one inside the resident kernel, for sides of 1 to
+// some hundred, mostly on shared memory; large ones are a library's.
+
+// A factor of a product: elements from one place to the next along the side that c has too, and along the inner side.
+template <typename T>
+struct Factor {
+  const T* data;
+  long long side, inner;
+
+  __device__ __forceinline__ const T* at(long long i, long long p) const { return data + i * side + p * inner; }
+};
+
+// How four neighbours are loaded at once: along the inner side, along the other one, or not at all.
+enum { ALONG_INNER, ALONG_SIDE, APART };
+
+// Whether `data` and steps of `stride` elements allow accesses of 16 bytes.
+template <typename T>
+__device__ __forceinline__ bool steps_aligned(const T* data, long long stride) {
+  return ((reinterpret_cast<long long>(data) | stride * (long long)sizeof(T)) & 15) == 0;
+}
+
+// v[n][s] = the factor at (first + n, p + s), or at the last place of the side where there are no more.
+template <int KIND, typename T, int N>
+__device__ __forceinline__ void fetch(T (&v)[N][4], const Factor<T>& f, long long first, long long sides, long long p) {
+  if constexpr (KIND == ALONG_INNER) {
+#pragma unroll
+    for (int n = 0; n < N; n++) load<4>(v[n], f.at(first + n < sides ? first + n : sides - 1, p));
+  } else if (KIND == ALONG_SIDE && first + N <= sides) {
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+      T q[4];
+      load<4>(q, f.at(first, p + s));
+#pragma unroll
+      for (int n = 0; n < N; n++) v[n][s] = q[n];
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int s = 0; s < 4; s++) v[n][s] = *f.at(first + n < sides ? first + n : sides - 1, p + s);
+  }
+}
+
+// Adds to a tile of sums the products of four places of the inner side, then of those `step` on, and so forth.
+template <int A_KIND, int B_KIND, typename T, int M, int N>
+__device__ __forceinline__ void accumulate(T (&sums)[M][N], const Factor<T>& a, long long i, long long rows,
+                                           const Factor<T>& b, long long j, long long columns, long long p,
+                                           long long inner, long long step) {
+  for (; p + 4 <= inner; p += step) {
+    T x[M][4], y[N][4];
+    fetch<A_KIND>(x, a, i, rows, p);
+    fetch<B_KIND>(y, b, j, columns, p);
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++) sums[m][n] += x[m][s] * y[n][s];
+  }
+  for (; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
+    T x[M], y[N];
+#pragma unroll
+    for (int m = 0; m < M; m++) x[m] = *a.at(i + m < rows ? i + m : rows - 1, p);
+#pragma unroll
+    for (int n = 0; n < N; n++) y[n] = *b.at(j + n < columns ? j + n : columns - 1, p);
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int n = 0; n < N; n++) sums[m][n] += x[m] * y[n];
+  }
+}
+
+// c in tiles of M x N, each by one thread; where there are more threads than tiles, 2 to 32 lanes of a warp share the
+// inner side of one.
+template <int M, int N, int A_KIND, int B_KIND, typename T>
+__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c, long long inner,
+                                         Block block) {
+  const int tiles_down = (int)((c.rows + M - 1) / M), tiles_across = (int)((c.columns + N - 1) / N);
+  const int tiles = tiles_down * tiles_across, total = block.count * blockDim.x;
+  int split = 1;
+  while (split < WARP && tiles * split * 2 <= total && split * 8 <= inner) split *= 2;
+  // a warp on 4 x 8 tiles reads 16 rows of a and 32 columns of b, and not 4 rows and 128 columns
+  const bool square = split == 1 && tiles_down % 4 == 0 && tiles_across % 8 == 0;
+  const bool wide = N == 4 && steps_aligned(c.data, c.stride);
+  const int lane = threadIdx.x % WARP, part = lane % split;
+  for (int first = block.index * blockDim.x + threadIdx.x - lane; first / split < tiles; first += total) {
+    const int mine = (first + lane) / split;
+    const bool here = mine < tiles;  // others come along for the shuffles, on a tile that exists
+    const int tile = here ? mine : tiles - 1;
+    int down = tile / tiles_across, across = tile % tiles_across;
+    if (square) {
+      const int group = tile / 32, groups_across = tiles_across / 8;
+      down = group / groups_across * 4 + tile % 32 / 8;
+      across = group % groups_across * 8 + tile % 8;
+    }
+    const long long i = (long long)down * M, j = (long long)across * N;
+    T sums[M][N] = {};
+    accumulate<A_KIND, B_KIND>(sums, a, i, c.rows, b, j, c.columns, 4ll * part, inner, 4ll * split);
+    if (split > 1) {
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++) sums[m][n] = row_sum(sums[m][n], split);
+    }
+    if (!here || part != 0) continue;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+      if (i + m >= c.rows) continue;
+      if constexpr (N == 4) {
+        if (wide && j + N <= c.columns) {
+          store<4>(c.at(i + m, j), sums[m]);
+          continue;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        if (j + n < c.columns) *c.at(i + m, j + n) = sums[m][n];
+    }
+  }
+}
+
+// c = a b, a^T b or a b^T: operands a, b, c; scalar form.
+template <typename T>
+__device__ void matmul(const Row& row, Block block) {
+  const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), c = matrix<T>(row, 2);
+  const int form = (int)row.scalars[0];
+  const long long inner = form == FIRST_TURNED ? a.rows : a.columns;
+  const Factor<T> x = {a.data, form == FIRST_TURNED ? 1 : a.stride, form == FIRST_TURNED ? a.stride : 1};
+  const Factor<T> y = {b.data, form == SECOND_TURNED ? b.stride : 1, form == SECOND_TURNED ? 1 : b.stride};
+  const bool wide = steps_aligned(a.data, a.stride) && steps_aligned(b.data, b.stride);
+  if (c.rows == 1) {
+    multiply<1, TILE, APART, APART>(x, y, c, inner, block);
+  } else if (c.columns == 1) {
+    multiply<TILE, 1, APART, APART>(x, y, c, inner, block);
+  } else if (!wide) {
+    multiply<TILE, TILE, APART, APART>(x, y, c, inner, block);
+  } else if (form == FIRST_TURNED) {
+    multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE>(x, y, c, inner, block);
+  } else if (form == SECOND_TURNED) {
+    multiply<TILE, TILE, ALONG_INNER, ALONG_INNER>(x, y, c, inner, block);
+  } else {
+    multiply<TILE, TILE, ALONG_INNER, ALONG_SIDE>(x, y, c, inner, block);
+  }
+}
+
+// x += bias, on every row: operands bias, x.
+template <typename T>
+__device__ void add_bias(const Row& row, Block block) {
+  const Matrix<T> x = matrix<T>(row, 1);
+  const Matrix<T> operands[] = {x, on_every_row<T>(row, 0, x.rows)};
+  elementwise<3, 1>(operands, block, [&](T(&v)[2]) { v[0] += v[1]; });
+}
+
+// db = sums of the columns of dy: operands dy, db.
+template <typename T>
+__device__ void column_sums(const Row& row, Block block) {
+  const Matrix<T> dy = matrix<T>(row, 0);
+  sum_columns(
+      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](long long i, long long j) { return *dy.at(i, j); },
+      [](T v, long long, long long) { return v; });
+}
+
+// y = x: operands x, y.
+template <typename T>
+__device__ void copy(const Row& row, Block block) {
+  const Matrix<T> operands[] = {matrix<T>(row, 0), matrix<T>(row, 1)};
+  elementwise<1, 2>(operands, block, [&](T(&v)[2]) { v[1] = v[0]; });
+}
+
+// The upper half of a float, rounded to nearest, ties to even. NaN stays NaN: rounding could carry into its sign.
+__device__ __forceinline__ unsigned short bfloat16(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if (x != x) return (unsigned short)(bits >> 16 | 0x40);
+  return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// A double goes through float, rounded to odd, so that it is not rounded to a tie first: the last bit of an inexact
+// float towards 0 is set.
+__device__ __forceinline__ unsigned short bfloat16(double x) {
+  float near = (float)x;
+  if ((double)near != x && x == x) {
+    unsigned bits = __float_as_uint(near);
+    if (fabs((double)near) > fabs(x)) bits -= 1;
+    near = __uint_as_float(bits | 1);
+  }
+  return bfloat16(near);
+}
+
+// y = x as bfloat16: operands x, y (unsigned short).
+template <typename T>
+__device__ void cast_bf16(const Row& row, Block block) {
+  const Matrix<T> x = matrix<T>(row, 0);
+  const Matrix<unsigned short> y = matrix<unsigned short>(row, 1);
+  const bool flat = x.rows == 1 || (x.stride == x.columns && y.stride == y.columns);
+  const long long rows = flat ? 1 : x.rows, columns = flat ? x.rows * x.columns : x.columns;
+  const bool wide = (flat || aligned(x)) && (reinterpret_cast<long long>(x.data) & 15) == 0 &&
+                    ((reinterpret_cast<long long>(y.data) | (flat ? 0 : y.stride * 2)) & 7) == 0;
+  const long long packs = wide ? columns / PACK : 0, done = packs * PACK;
+  for_each_place(rows, packs, block, [&](long long i, long long j) {
+    T v[PACK];
+    load<PACK>(v, x.at(i, j * PACK));
+    unsigned long long four = 0;
+#pragma unroll
+    for (int w = 0; w < PACK; w++) four |= (unsigned long long)bfloat16(v[w]) << (16 * w);
+    *reinterpret_cast<unsigned long long*>(y.at(i, j * PACK)) = four;
+  });
+  for_each_place(rows, columns - done, block,
+                 [&](long long i, long long j) { *y.at(i, done + j) = bfloat16(*x.at(i, done + j)); });
+}

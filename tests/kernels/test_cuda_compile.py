@@ -1,0 +1,113 @@
+"""The text of the kernels compiles for every architecture by NVRTC, which needs neither a driver nor a GPU.
+
+It comes from NVIDIA's wheel (nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for CUDA 12); without it the tests that
+compile are skipped. Each architecture and type and each operation is compiled at least once.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpumlp.kernels.cuda import OPERATIONS, SCRATCH_BYTES, source
+
+NAMES = sorted(OPERATIONS)
+# What every resident network calls.
+CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
+UNITS = [
+    *(("sm_90", "float32", NAMES[start::3], False) for start in range(3)),
+    *(("sm_75", "float64", NAMES[start::3], False) for start in range(3)),
+    *((arch, "float32", CORE, True) for arch in ("sm_80", "sm_90", "sm_100")),
+    ("sm_86", "float64", CORE, True),
+]
+
+
+@functools.cache
+def nvrtc() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*[0-9]"), reverse=True):
+            return ctypes.CDLL(str(path))
+    pytest.skip("NVRTC is not installed (pip install nvidia-cuda-nvrtc): the kernels are not compiled")
+
+
+def checked(code: int) -> None:
+    assert code == 0, f"NVRTC fails with code {code}"
+
+
+def compile_for(arch: str, text: str) -> tuple[bytes, str]:
+    """The machine code, and what NVRTC and ptxas say."""
+    library, program = nvrtc(), ctypes.c_void_p()
+    checked(library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None))
+
+    def read(what: str) -> bytes:
+        size = ctypes.c_size_t()
+        checked(getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        buffer = ctypes.create_string_buffer(size.value)
+        checked(getattr(library, f"nvrtcGet{what}")(program, buffer))
+        return buffer.raw
+
+    options = [f"-arch={arch}".encode(), b"--ptxas-options=-v"]
+    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    log = read("ProgramLog").decode().rstrip("\0\n")
+    assert not failed, f"NVRTC refuses the text for {arch}:\n{log[:2000]}"
+    cubin = read("CUBIN")
+    checked(library.nvrtcDestroyProgram(ctypes.byref(program)))
+    return cubin, log
+
+
+def spills(log: str) -> dict[str, int]:
+    """Bytes that each function stores into local memory because registers do not suffice."""
+    found = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores", log)
+    # functions of C++ have mangled names: _Z<length><name>...
+    return {re.sub(r"^_Z\d+(\w+)RK3Row5Block$", r"\1", name): int(count) for name, count in found}
+
+
+def test_each_architecture_and_each_operation_is_compiled():
+    assert {unit[0] for unit in UNITS} == {"sm_75", "sm_80", "sm_86", "sm_90", "sm_100"}
+    for dtype in ("float32", "float64"):
+        assert {name for unit in UNITS if unit[1] == dtype for name in unit[2]} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "names", "resident"), UNITS, ids=lambda v: str(v) if isinstance(v, str | bool) else ""
+)
+def test_the_kernels_compile_without_spilling_registers(
+    arch: str, dtype: str, names: list[str], resident: bool
+) -> None:
+    cubin, log = compile_for(arch, source(dtype, names, walker=resident))
+    assert cubin[:4] == b"\x7fELF"
+    assert "warning" not in log
+    found = spills(log)
+    for name in names:
+        for function in (f"gpumlp_{name}", *([f"perform_{name}"] if resident else ())):
+            assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
+    shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
+    assert max(shared) == SCRATCH_BYTES, "operations share one scratch"
+    if resident:
+        # some of the walker's own addresses may wait in local memory while an operation runs
+        assert found["gpumlp_resident"] <= 64
+
+
+def test_the_text_is_the_same_every_time_and_in_every_order_of_names() -> None:
+    given = source("float32", ["relu", "adam", "matmul"], walker=True)
+    assert given == source("float32", iter(["matmul", "relu", "adam", "relu"]), walker=True)
+    assert given != source("float64", ["relu", "adam", "matmul"], walker=True)
+    assert "gpumlp_sgd" not in given
+    assert all(f"gpumlp_{name}(" in source("float64") for name in OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names", "message"),
+    [
+        ("float16", None, "dtype is 'float16'.*float32 or float64"),
+        ("float32", ["reluu"], "no operation 'reluu'"),
+    ],
+)
+def test_a_type_or_an_operation_that_there_is_not_is_refused(dtype: str, names: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        source(dtype, names)

@@ -1,0 +1,376 @@
+"""Every CUDA kernel equals the reference, over the whole catalogue: a new entry is tested by being there.
+
+The kernels' text is built as C++ and run on the CPU. Whatever the order of its threads between barriers, a launch must
+give the same bits. Operands are made as `test_catalogue.py` makes them, in sizes that a warp, a block and several
+blocks divide in different ways.
+"""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP, UPDATE
+from gpumlp.kernels.cuda import OPERATIONS
+
+CPU = gm.get_backend("cpu")
+TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
+ORDERS = ("ascending", "descending", "random:7")
+GRIDS = ((1, 32), (1, 256), (3, 64))  # blocks, threads of each
+
+
+def load(rows: int, columns: int, flat: int) -> ModuleType:
+    """The module of the catalogue's tests with examples of another size."""
+    spec = importlib.util.spec_from_file_location("examples", Path(__file__).with_name("test_catalogue.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    vars(module).update(ROWS=rows, COLUMNS=columns, FLAT=flat)
+    module.SHAPES.update(a=(rows, columns), b=(columns, 3), c=(rows, 3))
+    module.SCALARS["rows"] = rows
+    return module
+
+
+SIZES = {
+    "small": load(5, 7, 33),
+    "packed": load(12, 8, 64),
+    "one wide": load(9, 1, 1),
+    "wide": load(3, 1100, 1500),
+    "long": load(700, 5, 4099),
+}
+SMALL = SIZES["small"]
+NAMES = SMALL.NAMES
+VARIANTS = [
+    (name, changed)
+    for name, changed in SMALL.variants()
+    if not (changed.get("transpose_a") and changed.get("transpose_b"))
+]
+MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
+
+
+def operands(size: str, name: str, dtype: str, changed: dict[str, Any], seed: int = 3) -> dict[str, Any]:
+    values = dict(SIZES[size].example(name, dtype, seed))
+    if name.startswith("relu_grad"):  # what relu gave
+        values["y"] = np.maximum(values["y"], 0)
+    for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
+        if changed.get(turned):
+            values[operand] = values[operand].T.copy()
+    return values
+
+
+def fill(value: np.ndarray) -> Any:
+    return np.nan if value.dtype.kind == "f" else -(10**6)
+
+
+def guarded(value: np.ndarray, gap: int = 0, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of an operand inside memory that is NaN, or an unlikely number, all around and between its rows."""
+    rows, width = value.shape if value.ndim == 2 else (1, value.size)
+    start = 32 + shift
+    memory = np.full(start + rows * (width + gap) + 32, fill(value), value.dtype)
+    whole = memory[start : start + rows * (width + gap)].reshape(rows, width + gap)[:, :width]
+    view = whole if value.ndim == 2 else whole[0]
+    view[...] = value
+    return memory, view
+
+
+def launch(run_cuda, size, name, values, dtype, changed, grid=(1, 32), order="ascending", gap=0, shift=0):
+    """Run a kernel between guards; return all operands afterwards."""
+    held: dict[str, Any] = {}
+    for operand, value in values.items():
+        apart = gap if value is not None and value.ndim == 2 and operand != "ring" else 0
+        held[operand] = (None, None) if value is None else guarded(value, apart, shift)
+    scalars = {**SIZES[size].scalars(name), **changed}
+    run_cuda(name, {k: view for k, (_, view) in held.items()}, scalars, dtype, *grid, order)
+    found = {}
+    for operand, (memory, view) in held.items():
+        if memory is None:
+            continue
+        found[operand] = view.copy()
+        view[...] = 0
+        here = np.isnan(memory) if memory.dtype.kind == "f" else memory == fill(memory)
+        assert here.sum() == memory.size - view.size, f"{name} wrote beside {operand}"
+    return found
+
+
+def in_all_orders(run_cuda, size, name, values, dtype, changed, grid):
+    """Launch in each order of threads, hold the bits equal, and return them."""
+    first, *others = (launch(run_cuda, size, name, values, dtype, changed, grid, order) for order in ORDERS)
+    for other, order in zip(others, ORDERS[1:], strict=True):
+        for operand, value in first.items():
+            np.testing.assert_array_equal(
+                other[operand], value, err_msg=f"{name}, {operand}, {order}, {grid}"
+            )
+    return first
+
+
+def compare(name, found, wanted, dtype, results):
+    for result in results:
+        if result not in found:
+            continue
+        a, b = found[result], wanted[result]
+        if b.dtype.kind != "f":
+            np.testing.assert_array_equal(a, b, err_msg=result)
+            continue
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=f"{result}: finite in other places")
+        a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+        error, size = np.linalg.norm(a - b), max(float(np.linalg.norm(b)), 1e-3)
+        assert error <= TOLERANCE[dtype] * size, f"{name}, {result}: relative difference {error / size:.3g}"
+
+
+def results(name):
+    return CATALOGUE[name].updates + CATALOGUE[name].writes
+
+
+def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_share():
+    parts = {"sum_weights", "finish_loss", "sum_squares", "cast_bf16", "advance"}
+    assert set(OPERATIONS) == set(CATALOGUE) | parts
+    assert sorted(o.code for o in OPERATIONS.values()) == list(range(len(OPERATIONS)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "changed"), VARIANTS)
+def test_a_cuda_kernel_equals_the_reference_in_every_order_of_its_threads(
+    run_cuda, name, changed, size, dtype
+):
+    values = operands(size, name, dtype, changed)
+    wanted = SIZES[size].run(name, values, CPU, **changed)
+    for grid in GRIDS:
+        found = in_all_orders(run_cuda, size, name, values, dtype, changed, grid)
+        compare(name, found, wanted, dtype, results(name))
+        for operand in CATALOGUE[name].reads:
+            np.testing.assert_array_equal(found[operand], values[operand])
+
+
+# A kernel of each kind that has barriers or shuffles.
+SHARING = (
+    *("column_sums", "relu_grad_bias", "batch_norm", "batch_norm_grad", "layer_norm_grad", "softmax"),
+    *("softmax_cross_entropy", "mse", "clip_by_norm", "adam", "matmul", "shuffle"),
+)
+
+
+@pytest.mark.parametrize("grid", [(1, 96), (2, 480), (1, 1024)], ids=str)
+@pytest.mark.parametrize("name", SHARING)
+def test_a_block_may_have_any_number_of_warps(run_cuda, name, grid, dtype):
+    for size in ("small", "long"):
+        values = operands(size, name, dtype, {})
+        wanted = SIZES[size].run(name, values, CPU)
+        found = launch(run_cuda, size, name, values, dtype, {}, grid, "random:4")
+        compare(name, found, wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_may_lie_apart_and_start_anywhere(run_cuda, name, dtype):
+    """Accesses of 16 bytes are taken where they are possible, and change nothing."""
+    for size in ("small", "packed"):
+        values = operands(size, name, dtype, {})
+        wanted = launch(run_cuda, size, name, values, dtype, {}, (1, 64))
+        for gap, shift in ((0, 1), (3, 0), (4, 0), (4, 2)):
+            found = launch(run_cuda, size, name, values, dtype, {}, (1, 64), "ascending", gap, shift)
+            if name == "clip_by_norm":  # a thread's sum of squares is over other elements
+                compare(name, found, wanted, dtype, results(name))
+                continue
+            for result in results(name):
+                np.testing.assert_array_equal(
+                    found[result], wanted[result], err_msg=f"{result} {gap} {shift}"
+                )
+
+
+@pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
+def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
+    for size, grid in (("small", (1, 32)), ("packed", (2, 64))):
+        values = {**operands(size, name, dtype, {}), absent: None}
+        wanted = SIZES[size].run(name, values, CPU)
+        found = launch(run_cuda, size, name, values, dtype, {}, grid)
+        compare(name, found, wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
+def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_cuda, name, dtype):
+    gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
+    values = {**operands("small", name, dtype, {}), **gone}
+    wanted = SMALL.run(name, values, CPU)
+    compare(name, launch(run_cuda, "small", name, values, dtype, {}), wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].in_place])
+@pytest.mark.parametrize("size", ["small", "packed"])
+def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(run_cuda, name, size, dtype):
+    spec = CATALOGUE[name]
+    assert spec.in_place is not None
+    written, read = spec.in_place
+    values = operands(size, name, dtype, {})
+    apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
+    together[written] = together[read]
+    for given in (apart, together):
+        run_cuda(name, given, SIZES[size].scalars(name), dtype, 2, 64, "random:1")
+    for result in results(name):
+        if result != read:
+            np.testing.assert_array_equal(together[result], apart[result], err_msg=result)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("name", "changed"), VARIANTS)
+def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_cuda, name, changed, bad):
+    """One entry of each float operand in turn, at a place drawn at random."""
+    spec, rng = CATALOGUE[name], np.random.default_rng(5)
+    values = operands("small", name, "float64", changed)
+    # 0 times a lost weight: the reference leaves a decay of 0 out, and so a slot stays finite that is of no use
+    no_decay = changed.get("weight_decay") == 0.0 or bool(changed.get("decoupled"))
+    for operand in spec.reads + spec.updates:
+        if values[operand].dtype.kind != "f" or (operand == "ring" and name != "check_loss"):
+            continue
+        if bad == -np.inf and (operand in SMALL.NOT_NEGATIVE or name.startswith("relu_grad")):
+            continue
+        lost = {**values, operand: values[operand].copy()}
+        lost[operand][tuple(rng.integers(0, n) for n in lost[operand].shape)] = bad
+        wanted = SMALL.run(name, lost, CPU, **changed)
+        found = launch(run_cuda, "small", name, lost, "float64", changed)
+        seen = ["parameters"] if operand == "parameters" and no_decay else results(name)
+        compare(f"{name} with {operand} {bad}", found, wanted, "float64", seen)
+        if np.isnan(bad):
+            for result in seen:
+                if wanted[result].dtype.kind == "f":
+                    np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("form", ["{}", "{}_grad", "bias_{}", "{}_grad_bias"])
+def test_activations_over_the_whole_range_of_numbers(run_cuda, name, form, dtype):
+    """From the smallest to the largest, with zeros and infinities; NaN is where the reference has it."""
+    name = form.format(name)
+    steps = np.logspace(-44 if dtype == "float32" else -320, 38, 400)
+    x = np.concatenate([steps, -steps, np.linspace(-30, 30, 601), [0.0, -0.0, np.inf, -np.inf, np.nan]])
+    if name.endswith("_grad_bias"):  # sums of columns would be of numbers of very different sizes
+        x = np.clip(x, -1e3, 1e3)
+    x = x.astype(dtype)[None, :]
+    values: dict[str, Any] = {}
+    for operand in CATALOGUE[name].operands:
+        first = operand == CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]
+        shape = (x.size,) if operand in ("bias", "db") else x.shape
+        saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
+        values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
+    wanted = SMALL.run(name, values, CPU)
+    found = launch(run_cuda, "small", name, values, dtype, {}, (2, 64))
+    for result in CATALOGUE[name].writes:
+        with np.errstate(invalid="ignore"):
+            # a value near 0 by cancellation has the error of what cancels, of the size of x at most
+            scale = np.maximum(np.abs(wanted[result]), np.minimum(np.abs(x).reshape(wanted[result].shape), 1))
+        finite = np.isfinite(wanted[result])
+        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
+        np.testing.assert_array_equal(np.isinf(found[result]), np.isinf(wanted[result]))
+        error = np.abs(found[result][finite] - wanted[result][finite]) / np.maximum(
+            scale[finite], np.finfo(dtype).tiny
+        )
+        eps = np.finfo(dtype).eps
+        assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
+
+
+@pytest.mark.parametrize("name", SMALL.LEARNING)
+def test_an_update_knows_how_many_were_before(run_cuda, name, dtype):
+    """Bias corrections, decays of the rate, and the first velocity depend on it."""
+    for update in (1, 7, 100_000):
+        values = operands("packed", name, dtype, {})
+        values["control"][UPDATE] = update
+        wanted = SIZES["packed"].run(name, values, CPU)
+        compare(name, launch(run_cuda, "packed", name, values, dtype, {}), wanted, dtype, results(name))
+
+
+@pytest.mark.parametrize("name", SMALL.LEARNING)
+def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_cuda, name, dtype):
+    values = operands("packed", name, dtype, {})
+    values["control"][BAD_STEP] = 5
+    found = launch(run_cuda, "packed", name, values, dtype, {}, (2, 64))
+    for operand in CATALOGUE[name].updates:
+        np.testing.assert_array_equal(found[operand], values[operand])
+
+
+LOSSES = [n for n in NAMES if "ring" in CATALOGUE[n].updates]
+
+
+@pytest.mark.parametrize("name", ["check_loss", "check_gradients", *LOSSES])
+def test_the_first_bad_step_stays_in_the_control_block(run_cuda, name):
+    values = operands("packed", name, "float64", {})
+    lost = {"check_loss": "ring", "check_gradients": "gradients"}.get(name, "output")
+    values[lost][...] = np.nan
+    found = launch(run_cuda, "packed", name, values, "float64", {}, (2, 64))
+    assert found["control"][BAD_STEP] == 6
+    values["control"][[STEP, BAD_STEP]] = 9, 2
+    assert launch(run_cuda, "packed", name, values, "float64", {})["control"][BAD_STEP] == 2
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
+def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, columns, grid):
+    """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
+    rng, control = np.random.default_rng(columns), SMALL.control()
+    x = rng.normal(size=(9, columns))
+    for name in ("dropout", "gaussian_noise"):
+        values = {"control": control, "x": x, "y": np.zeros_like(x)}
+        wanted = SMALL.run(name, values, CPU)["y"]
+        found = launch(run_cuda, "small", name, values, "float64", {}, grid)["y"]
+        if name == "dropout":
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "grid"), [(1, (1, 32)), (255, (1, 64)), (257, (2, 32)), (2200, (2, 256))])
+def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
+    control = SMALL.control()
+    given = np.arange(10, 10 + rows)
+    for epoch in (0, 1, 2**31):
+        control[EPOCH] = epoch
+        values = {"control": control, "rows": given, "index": np.zeros(rows, np.int64)}
+        wanted = SMALL.run("shuffle", values, CPU)["index"]
+        found = in_all_orders(run_cuda, "small", "shuffle", values, "float32", {}, grid)["index"]
+        np.testing.assert_array_equal(found, wanted)
+
+
+PRODUCTS = [
+    *((1, 9, 7), (9, 1, 7), (9, 7, 1), (1, 1, 7), (1, 7, 1), (7, 1, 1), (1, 1, 1), (300, 1, 9), (9, 1, 300)),
+    *((1, 1, 700), (32, 64, 128), (64, 128, 32), (16, 32, 5), (33, 50, 50), (10, 10, 513), (4, 256, 64)),
+]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+@pytest.mark.parametrize("form", [(False, False), (True, False), (False, True)], ids=str)
+def test_products_of_every_shape_that_a_resident_network_has(run_cuda, form, sizes, dtype):
+    (m, n, k), (ta, tb), rng = sizes, form, np.random.default_rng(1)
+    a, b = (rng.normal(size=s).astype(dtype) for s in ((k, m) if ta else (m, k), (n, k) if tb else (k, n)))
+    values, changed = {"a": a, "b": b, "c": np.zeros((m, n), dtype)}, {"transpose_a": ta, "transpose_b": tb}
+    wanted = (a.T if ta else a).astype(np.float64) @ (b.T if tb else b).astype(np.float64)
+    # an entry may be small by cancellation: the size of what is summed is |a| |b|
+    scale = max(np.linalg.norm(wanted), np.linalg.norm(a) * np.linalg.norm(b) / np.sqrt(k))
+    for grid, gap in (((1, 256), 0), ((2, 64), 0), ((1, 32), 1), ((1, 64), 4)):
+        found = launch(run_cuda, "small", "matmul", values, dtype, changed, grid, "random:3", gap)["c"]
+        assert np.linalg.norm(found - wanted) <= TOLERANCE[dtype] * scale, grid
+
+
+def test_sums_of_many_rows_are_as_exact_as_float32_allows(run_cuda):
+    """In one long sum the error grows with the number of rows: 100,000 times 0.1 would be wrong in the third digit."""
+    dy = np.full((100_000, 2), 0.1, np.float32)
+    values = {"dy": dy, "db": np.zeros(2, np.float32)}
+    found = launch(run_cuda, "small", "column_sums", values, "float32", {}, (1, 64))["db"]
+    np.testing.assert_allclose(found, dy.sum(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["column_sums", "relu_grad_bias"])
+def test_sums_of_columns_may_be_split_over_shares_of_the_rows(run_cuda, name):
+    """With several rows in ``db`` each is the sum over a share: blocks work side by side, and a second pass adds up."""
+    rng = np.random.default_rng(0)
+    dy, y = rng.normal(size=(2, 103, 37))
+    y = np.maximum(y, 0)
+    db, dx = np.zeros((4, 37)), np.zeros((103, 37))
+    values = {"dy": dy, "db": db} if name == "column_sums" else {"y": y, "dy": dy, "dx": dx, "db": db}
+    found = in_all_orders(run_cuda, "small", name, values, "float64", {}, (5, 64))
+    wanted = dy if name == "column_sums" else dy * (y > 0)
+    parts = [wanted[start : start + 26].sum(axis=0) for start in range(0, 103, 26)]
+    np.testing.assert_allclose(found["db"], parts, rtol=1e-12)
+    if "dx" in found:
+        np.testing.assert_array_equal(found["dx"], wanted)
