@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import gpumlp as gm
-from gpumlp.commands.bench import Peak, Session
+from gpumlp.commands.bench_peak import Peak
+from gpumlp.commands.bench_rounds import Session
 from gpumlp.workloads import WORKLOADS
 
 ROUNDS = 3

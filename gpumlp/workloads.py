@@ -1,7 +1,8 @@
 """The workloads that gpumlp is measured on: small networks of five course reports, as data.
 
 Learning rates are in the usual convention (the gradient is a mean over the batch); report sdm274 divides by the
-batch size once more, and so its 0.3 at batch 32 is 0.3 / 32 here.
+batch size once more, and so its 0.3 at batch 32 is 0.3 / 32 here. Two more are run when they are asked for: many small
+networks at once, and a deep and wide one, which is made for GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import numpy as np
 from .backend import Backend
 from .checks import check_count
 from .network import Sequential, mlp
-from .optimizers import SGD
 from .trainer import Trainer
 
 DataDir = str | Path | None
@@ -41,7 +41,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, a data set and how the one is trained on the other; always plain SGD.
+    """A network, a data set and how the one is trained on the other; plain SGD unless an optimizer is named.
 
     Quick tests train on fewer rows: ``workload.reduced(64)``, with everything else as it is.
 
@@ -52,11 +52,13 @@ class Workload:
         rows: trained on.
         batch_size: rows of a step; None for all of them.
         loss: name of the loss.
-        lr: learning rate of SGD.
-        it: what it/s counts, "epoch" or "step".
+        lr: learning rate.
+        it: what it/s counts, "epoch" or "step", or "network-epoch" where there are several networks.
         activation: behind each hidden layer.
         weight_init, bias_init: initializers.
         about: where it comes from, one line.
+        optimizer: name of the optimizer.
+        networks: trained side by side, each with a rate of its own; see `rates`.
     """
 
     name: str
@@ -71,6 +73,15 @@ class Workload:
     activation: str = "relu"
     weight_init: Any = "glorot_uniform"
     bias_init: Any = "zeros"
+    optimizer: str = "sgd"
+    networks: int = 1
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates of the networks: evenly spaced by ratio, from a thirtieth of `lr` to `lr`."""
+        if self.networks == 1:
+            return (self.lr,)
+        return tuple(float(lr) for lr in np.geomspace(self.lr / 30, self.lr, self.networks))
 
     @property
     def shape(self) -> str:
@@ -119,11 +130,12 @@ class Workload:
         dtype: str = "float32",
         seed: int = 0,
         callbacks: Any = None,
+        precision: str = "float32",
     ) -> Trainer:
         """Return a trainer of a fresh network.
 
         Raises:
-            ValueError: an unknown device or type, or a GPU that is not there.
+            ValueError: an unknown device, type or precision, or a GPU that is not there.
         """
         network: Sequential = mlp(
             self.sizes,
@@ -135,8 +147,31 @@ class Workload:
             seed=seed,
         )
         return Trainer(
-            network, loss=self.loss, optimizer=SGD(lr=self.lr), seed=seed, metrics=(), callbacks=callbacks
+            network,
+            loss=self.loss,
+            optimizer={"name": self.optimizer, "lr": self.lr},
+            seed=seed,
+            metrics=(),
+            callbacks=callbacks,
+            precision=precision,
         )
+
+    def trainers(
+        self,
+        device: str | Backend = "auto",
+        dtype: str = "float32",
+        seed: int = 0,
+        precision: str = "float32",
+    ) -> list[Trainer]:
+        """Return a trainer for each of the networks, which begin alike and differ in their rate.
+
+        Raises:
+            ValueError: as `trainer`.
+        """
+        return [
+            replace(self, lr=lr, networks=1).trainer(device, dtype, seed, precision=precision)
+            for lr in self.rates
+        ]
 
     def reduced(self, rows: int) -> Workload:
         """Return the same workload on its first `rows` rows, for quick tests."""
@@ -217,6 +252,21 @@ def _synthetic_digits(rows: int) -> TrainingData:
     return TrainingData(X, y, "synthetic, in MNIST's shape")
 
 
+def random_classes(features: int, classes: int = 10) -> Callable[[int, DataDir], TrainingData]:
+    """Return what draws normal rows whose class is the greatest of their first features.
+
+    Args:
+        features: of a row, at least `classes`.
+        classes: how many.
+    """
+
+    def data(rows: int, data_dir: DataDir) -> TrainingData:
+        X = np.random.default_rng(0).standard_normal((rows, features), dtype=np.float32)
+        return TrainingData(X, X[:, :classes].argmax(axis=1), "random rows")
+
+    return data
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -289,3 +339,32 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
     )
 }
+
+SMALL = WORKLOADS["small"]
+
+ON_REQUEST: Mapping[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        replace(
+            SMALL,
+            name="sweep",
+            networks=528,
+            it="network-epoch",
+            about="528 networks like small, each with a rate of its own, at once",
+        ),
+        Workload(
+            "wide",
+            (4096,) * 9,
+            random_classes(4096),
+            rows=8192,
+            batch_size=4096,
+            loss="cross_entropy",
+            lr=3e-5,
+            optimizer="adam",
+            it="step",
+            weight_init="he_normal",
+            about="8 layers of 4096 with Adam, made to fill a GPU",
+        ),
+    )
+}
+"""Workloads that are run only when they are named."""

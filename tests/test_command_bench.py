@@ -11,9 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpumlp.backend import get_backend
-from gpumlp.commands import bench
-from gpumlp.commands.bench import Round, Session, Stopwatch
+from gpumlp import backend as backends
+from gpumlp.backend import Backend, get_backend
+from gpumlp.commands import bench, bench_peak
+from gpumlp.commands.bench_rounds import Place, Round, Session, Stopwatch
+from gpumlp.commands.bench_sizes import pays
+from gpumlp.commands.bench_text import number
+from gpumlp.kernels.cuda.host import compiler
+from gpumlp.kernels.cuda.host_device import HostDevice
 from gpumlp.machine import executor_name
 from gpumlp.workloads import WORKLOADS, TrainingData
 
@@ -31,7 +36,8 @@ def reduced(monkeypatch):
 def arguments(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     bench.add_parser(parser.add_subparsers())
-    return parser.parse_args(["bench", "--device", "cpu", "--seconds", "0.02", "--rounds", "2", *given])
+    quick = ["--seconds", "0.02", "--rounds", "2", "--widths", "16,32", "--batches", "8,16"]
+    return parser.parse_args(["bench", "--device", "cpu", *quick, *given])
 
 
 def run(*given: str) -> int:
@@ -60,7 +66,13 @@ def test_json_has_the_numbers_beside_what_they_were_measured_on(tmp_path, capsys
     assert result["machine"]["cpus"]["usable"] >= 1
     assert {"memory_bytes", "blas", "gpus"} <= set(result["machine"])
     assert "commit" in result
-    assert result["settings"] == {"seconds": 0.02, "rounds": 2, "device": "cpu", "dtype": "float32"}
+    assert result["settings"] == {
+        "seconds": 0.02,
+        "rounds": 2,
+        "devices": ["cpu"],
+        "precisions": ["float32"],
+        "dtype": "float32",
+    }
     assert [r["workload"] for r in result["results"]] == ["small", "ee6132", "mlpnn"]
     for r in result["results"]:
         workload = REDUCED[r["workload"]]
@@ -74,7 +86,7 @@ def test_json_has_the_numbers_beside_what_they_were_measured_on(tmp_path, capsys
         per_it = 1 if workload.it == "step" else workload.steps
         assert its["median"] * per_it == pytest.approx(steps["median"])
         assert r["gflops"] == pytest.approx(samples["median"] * workload.flops_per_sample / 1e9)
-        assert r["share_of_peak"] == pytest.approx(r["gflops"] / result["peak"]["gflops"])
+        assert r["share_of_peak"] == pytest.approx(r["gflops"] / result["peaks"][0]["gflops"])
         assert r["cpu_seconds_per_second"] > 0
         assert len(r["rounds"]) == 2
         rates = [part["steps"] / part["seconds"] for part in r["rounds"]]
@@ -100,9 +112,9 @@ def test_workloads_of_one_data_set_share_its_memory(monkeypatch):
     sets = []
     start = Session.__init__
 
-    def noted(session, workload, data, device):
+    def noted(session, workload, data, *place):
         sets.append(data)
-        start(session, workload, data, device)
+        start(session, workload, data, *place)
 
     monkeypatch.setattr(Session, "__init__", noted)
     assert run("--workload", "ee6132,mlpnn", "--rounds", "1") == 0
@@ -212,6 +224,13 @@ def test_workloads_are_chosen_by_name_each_once(given, expected):
         (["--seconds", "0"], "seconds is 0.0; expected a number greater than 0"),
         (["--seconds", "nan"], "seconds is nan"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--device", "cpu,tpu"], "unknown device 'tpu'"),
+        (["--precision", "tf32"], "precision 'tf32' needs a GPU"),
+        (["--precision", "fp8"], "precision is 'fp8'; expected one of 'float32', 'tf32', 'bf16'"),
+        (["--widths", "32,x"], "widths is '32,x'; expected whole numbers with commas"),
+        (["--batches", "0"], "batches is '0'; expected whole numbers"),
+        (["--plot", "a.pdf"], "expected a name that ends with .html or .png"),
+        (["--plot", "a.png", "--grid-seconds", "0"], "grid-seconds is 0.0; expected a number greater than 0"),
         (["--json", "no/such/folder/a.json"], "there is no folder 'no/such/folder'; create it first"),
         (["--json", "."], "it is a folder; give the name of a file"),
         (["--workload", "ee6132", "--data-dir", "."], "there are no MNIST files in '.'"),
@@ -227,9 +246,10 @@ def test_a_mistake_is_one_line_and_nothing_is_measured(tmp_path, monkeypatch, gi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_is_not_there_is_an_error(no_gpu):
+@pytest.mark.parametrize("device", ["gpu", "cpu,gpu"])
+def test_a_gpu_that_is_not_there_is_an_error(no_gpu, device):
     with pytest.raises(ValueError, match="CuPy does not import"):
-        run("--device", "gpu")
+        run("--device", device)
 
 
 def test_the_help_names_every_workload(capsys):
@@ -252,4 +272,131 @@ def test_the_help_names_every_workload(capsys):
     ],
 )
 def test_numbers_have_three_digits_or_all_before_the_point(value, text):
-    assert bench._number(value) == text
+    assert number(value) == text
+
+
+# --- devices beside each other -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(monkeypatch) -> Backend:
+    """A stand-in for a GPU, under the name "host"."""
+    try:
+        compiler()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(backends, "_REGISTERED", {})
+    stand_in = Backend("host", np, HostDevice())
+    backends.register_backend(stand_in)
+    monkeypatch.setitem(bench_peak.PEAK_SIDE, False, 128)
+    return stand_in
+
+
+def test_two_devices_stand_in_one_table_with_their_speed_up_and_what_pays(host, tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    given = ["--device", "cpu,host", "--precision", "float32,bf16", "--workload", "small,polar"]
+    assert run(*given, "--grid-seconds", "1", "--json", str(path)) == 0
+    text = capsys.readouterr().out
+    result = json.loads(path.read_text())
+    rows = [(r["workload"], r["device"], r["executor"], r["precision"]) for r in result["results"]]
+    assert rows == [
+        *(("small", "cpu", EXECUTOR, "float32"), ("small", "host", "resident", "float32")),
+        *(("polar", "cpu", EXECUTOR, "float32"), ("polar", "host", "graph", "float32")),
+        ("polar", "host", "graph", "bf16"),
+    ]
+    assert [(p["device"], p["precision"]) for p in result["peaks"]] == [
+        *(("cpu", "float32"), ("host", "float32"), ("host", "bf16"))
+    ]
+    for r in result["results"]:
+        (peak,) = (
+            p for p in result["peaks"] if (p["device"], p["precision"]) == (r["device"], r["precision"])
+        )
+        assert r["share_of_peak"] == pytest.approx(r["gflops"] / peak["gflops"])
+        first = next(o for o in result["results"] if o["workload"] == r["workload"])
+        ratio = r["it_per_second"]["median"] / first["it_per_second"]["median"]
+        assert r["speed_up"] == (None if r is first else pytest.approx(ratio))
+        assert abs(r["losses"]["agreed"] - first["losses"]["agreed"]) <= 0.05 * first["losses"]["agreed"]
+    assert set(result["fastest"]) == {"small", "polar"}
+    assert "TFLOP/s" in text
+    assert "what pays: " in text
+    assert "host is faster than cpu on W-W-W-10 from: batch 8: " in text
+    assert {(p["width"], p["batch"]) for p in result["sizes"]["points"] + result["sizes"]["left_out"]} == {
+        *((16, 8), (16, 16), (32, 8), (32, 16))
+    }
+
+
+def test_devices_that_come_to_another_loss_are_not_timed(host, monkeypatch, capsys):
+    fit = Session._fit
+
+    def astray(session, *args):
+        done = fit(session, *args)
+        if session.place.backend is host:
+            session.trainer.network.parameters.memory[...] = 0
+        return done
+
+    monkeypatch.setattr(Session, "_fit", astray)
+    monkeypatch.setattr(Session, "measure_round", lambda self: pytest.fail("a wrong training was timed"))
+    assert run("--device", "cpu,host", "--workload", "clf") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search("'clf': after 2 epochs from the same seed the loss is .* on host and .* on cpu", error)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_the_plot_is_a_picture_or_a_page_that_loads_nothing(host, tmp_path, suffix):
+    path = tmp_path / f"sizes{suffix}"
+    given = ["--workload", "small", "--device", "cpu,host", "--grid-seconds", "1", "--plot", str(path)]
+    assert run(*given) == 0
+    data = path.read_bytes()
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG")
+        return
+    page = data.decode()
+    assert 'aria-label="Steps a second over the width of the layers' in page
+    assert "<td>host</td>" in page
+    assert not re.findall(r"(?:src|href)=[\"'](?!#)", page)
+
+
+def test_one_device_draws_the_grid_when_it_is_asked_to(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    given = ["--workload", "small", "--json", str(path), "--grid-seconds", "0.5"]
+    assert run(*given) == 0
+    assert json.loads(path.read_text())["sizes"] is None
+    assert run(*given, "--plot", str(tmp_path / "a.png")) == 0
+    assert json.loads(path.read_text())["sizes"]["pays"] == []
+
+
+def test_a_gpu_pays_from_the_width_after_the_last_where_it_is_slower(host):
+    places = [Place(get_backend("cpu")), Place(host)]
+
+    def point(place: str, width: int, rate: float, batch: int = 8) -> dict:
+        return {"place": place, "width": width, "batch": batch, "steps_per_second": {"median": rate}}
+
+    points = [point("cpu", w, 10.0) for w in (16, 32, 64, 128)]
+    points += [
+        point("host", w, rate) for w, rate in ((16, 20.0), (32, 5.0), (64, 11.0), (128, 30.0), (256, 3.0))
+    ]
+    points += [point("cpu", 16, 10.0, batch=32), point("host", 16, 1.0, batch=32)]
+    assert [(p["batch"], p["from_width"]) for p in pays(points, places)] == [(8, 64), (32, None)]
+    assert pays(points, places[:1]) == []
+
+
+def test_a_point_that_would_take_too_long_is_left_out_and_said(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    given = ["--workload", "small", "--widths", "16,2048", "--batches", "8,8192", "--grid-seconds", "0.2"]
+    assert run(*given, "--plot", str(tmp_path / "a.png"), "--json", str(path)) == 0
+    left = [(p["width"], p["batch"]) for p in json.loads(path.read_text())["sizes"]["left_out"]]
+    assert (2048, 8192) in left
+    assert "left out, for the time they would take" in capsys.readouterr().out
+
+
+def test_many_networks_at_once_are_a_workload_that_is_run_when_it_is_named(host, monkeypatch, tmp_path):
+    sweep = replace(bench.ON_REQUEST["sweep"].reduced(64), networks=3)
+    monkeypatch.setattr(bench, "ON_REQUEST", {"sweep": sweep})
+    path = tmp_path / "bench.json"
+    given = ["--workload", "sweep", "--device", "cpu,host", "--grid-seconds", "0", "--json", str(path)]
+    assert run(*given) == 0
+    for r in json.loads(path.read_text())["results"]:
+        assert (r["workload"], r["networks"], r["it"]) == ("sweep", 3, "network-epoch")
+        assert r["it_per_second"]["median"] * sweep.steps == pytest.approx(r["steps_per_second"]["median"])
+        assert r["rounds"][0]["steps"] % (3 * sweep.steps) == 0
+        assert r["losses"]["checked"] < r["losses"]["start"]

@@ -2,3 +2,7 @@
 
 ``python -m bench.peers`` runs them all; ``contract.py`` says what a peer is, ``registry.py`` names them.
 """
+
+from bench.checkout import find_here
+
+find_here()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpumlp.checks import check_count
-from gpumlp.commands.bench import _check_place as check_place
+from gpumlp.commands.bench import check_place
 from gpumlp.commands.output import note
 from gpumlp.files import write_json, write_whole
 from gpumlp.machine import cpu_counts

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpumlp import Linear, get_backend
-from gpumlp.commands.bench import Peak
+from gpumlp.commands.bench_peak import Peak
 from gpumlp.machine import commit, machine, versions
 from gpumlp.workloads import DataDir, Workload
 
@@ -32,6 +32,9 @@ CHECK_ROWS = 2600
 CHECK_BATCHES = 4.5
 """Batches of an epoch of the check, at most, where a step is large: a ReLU whose input is within rounding of 0 goes the
 other way in float32, and a few steps later the weights have parted; `ee6132` has one such in its first 20 steps."""
+
+CHECK_FLOPS = 1e11
+"""Floating-point operations of an epoch of the check, at most, which the reference does in float64 on the CPU."""
 
 CHECK_EPOCHS = 3
 
@@ -115,11 +118,7 @@ class Comparison:
         if key not in self._sets:
             self._sets[key] = w.load(self.data_dir)
         data = self._sets[key]
-        network = w.trainer("cpu", "float32").network
-        state = network.state_dict()
-        places = [i for i, layer in enumerate(network.layers) if isinstance(layer, Linear)]
-        weights = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in places]
-        return Problem(w, data.X, data.y, weights, contest.lrs)
+        return first_problem(contest, data.X, data.y)
 
     def run(self, contest: Contest) -> dict[str, Any]:
         """Check and time all peers on one contest; return the result as JSON has it."""
@@ -253,10 +252,19 @@ class Arena:
         contest: which.
         problem: of it.
         folder: for the files.
+        loss_tolerance, move_tolerance: see `LOSS_TOLERANCE` and `MOVE_TOLERANCE`.
     """
 
-    def __init__(self, contest: Contest, problem: Problem, folder: Path) -> None:
+    def __init__(
+        self,
+        contest: Contest,
+        problem: Problem,
+        folder: Path,
+        loss_tolerance: float = LOSS_TOLERANCE,
+        move_tolerance: float = MOVE_TOLERANCE,
+    ) -> None:
         self.contest, self.problem, self.folder = contest, problem, folder
+        self.loss_tolerance, self.move_tolerance = loss_tolerance, move_tolerance
         self._saved: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._references: dict[str, list[Weights]] = {}
         self._lock = threading.Lock()
@@ -276,7 +284,7 @@ class Arena:
         path = self._path(worker)
         worker.ask("check", WARM_UP_LIMIT, problem=to_check, epochs=CHECK_EPOCHS, path=str(path))
         check = compare(load_weights(path), self._references[loss], self._to_check(loss))
-        if not (check["loss_error"] <= LOSS_TOLERANCE and check["move_error"] <= MOVE_TOLERANCE):
+        if not (check["loss_error"] <= self.loss_tolerance and check["move_error"] <= self.move_tolerance):
             raise WorkerError(
                 f"check: after {CHECK_EPOCHS} epochs its loss is {check['loss']:.6g} and its weights are "
                 f"{check['move_error']:.2g} off; the float64 reference has {check['reference']:.6g}: not timed"
@@ -288,6 +296,7 @@ class Arena:
         workload, rows = self.problem.workload, CHECK_ROWS
         if not (self.problem.is_full_batch or is_small(workload)):
             rows = min(rows, round(CHECK_BATCHES * workload.step_rows))
+        rows = min(rows, max(32, int(CHECK_FLOPS / workload.flops_per_sample)))
         return self.problem.with_loss(loss).to_check(rows)
 
     def _files(self, loss: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -348,6 +357,15 @@ def compare(networks: Sequence[Weights], reference: Sequence[Weights], problem: 
 
 def _flat(weights: Weights) -> np.ndarray:
     return np.concatenate([np.ravel(array).astype(np.float64) for layer in weights for array in layer])
+
+
+def first_problem(contest: Contest, X: np.ndarray, y: np.ndarray, precision: str = "float32") -> Problem:
+    """Return what peers train of a contest: these rows, and the first weights that gpumlp draws."""
+    network = contest.workload.trainer("cpu", "float32").network
+    state = network.state_dict()
+    places = [i for i, layer in enumerate(network.layers) if isinstance(layer, Linear)]
+    weights = [(state[f"{i}.weight"], state[f"{i}.bias"]) for i in places]
+    return Problem(contest.workload, X, y, weights, contest.lrs, precision=precision)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

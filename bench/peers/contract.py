@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpumlp.workloads import WORKLOADS, Workload
+from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 Weights = Sequence[tuple[np.ndarray, np.ndarray]]
 """Weight (in_features, out_features) and bias (out_features,) of each layer of one network."""
@@ -23,7 +23,7 @@ SMALL_STEP = 100e6
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What all peers train: the same rows and first weights, plain SGD in float32.
+    """What all peers train: the same rows and first weights, in float32, by the workload's optimizer.
 
     Attributes:
         workload: sizes, batch size, loss and activation.
@@ -33,6 +33,7 @@ class Problem:
         lrs: learning rates, one for each network; several are a sweep.
         shuffle: whether each epoch takes the rows in another order.
         seed: of the order.
+        precision: of products on a GPU: "float32", "tf32", or "bf16" with parameters in float32.
     """
 
     workload: Workload
@@ -42,6 +43,7 @@ class Problem:
     lrs: tuple[float, ...]
     shuffle: bool = True
     seed: int = 0
+    precision: str = "float32"
 
     @property
     def is_sweep(self) -> bool:
@@ -76,21 +78,26 @@ class Problem:
         return {
             "folder": str(folder),
             "workload": w.name,
+            "sizes": list(w.sizes),
             "rows": w.rows,
             "loss": w.loss,
             "lrs": list(self.lrs),
             "shuffle": self.shuffle,
             "seed": self.seed,
+            "precision": self.precision,
         }
 
     @classmethod
     def load(cls, saved: Mapping[str, Any]) -> Problem:
         """Return the problem that `save` wrote."""
         folder = Path(saved["folder"])
-        workload = replace(WORKLOADS[saved["workload"]], rows=saved["rows"], loss=saved["loss"])
+        known = {**WORKLOADS, **ON_REQUEST}
+        changed = {"sizes": tuple(saved["sizes"]), "rows": saved["rows"], "loss": saved["loss"]}
+        workload = replace(known[saved["workload"]], **changed)
         X, y = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in "Xy")
         (weights,) = load_weights(folder / "weights.npz")
-        return cls(workload, X, y, weights, tuple(saved["lrs"]), saved["shuffle"], saved["seed"])
+        order = saved["shuffle"], saved["seed"], saved["precision"]
+        return cls(workload, X, y, weights, tuple(saved["lrs"]), *order)
 
 
 def save_weights(path: Path, networks: Sequence[Weights]) -> None:
@@ -150,6 +157,8 @@ class Peer(ABC):
         sweeps: it has a way to train several networks at once.
         losses: those that it lacks, and the nearest that it has.
         untimed_epochs: that `timed` trains before its clock starts.
+        device: "cpu", or what the library calls a GPU.
+        optimizers: names of those that it is written for.
     """
 
     name: ClassVar[str]
@@ -158,6 +167,8 @@ class Peer(ABC):
     chooses_threads: ClassVar[bool] = False
     sweeps: ClassVar[bool] = True
     losses: ClassVar[Mapping[str, str]] = {}
+    device: ClassVar[str] = "cpu"
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd",)
     untimed_epochs: int = 0
 
     def __init__(self, threads: int) -> None:
@@ -173,6 +184,8 @@ class Peer(ABC):
         """Return None where the peer has a way to do this, else why it is left out."""
         if problem.is_sweep and not cls.sweeps:
             return f"{cls.name} has no way of its own to train several networks at once"
+        if problem.workload.optimizer not in cls.optimizers:
+            return f"{cls.name} is written for {' and '.join(cls.optimizers)} here"
         return None
 
     @classmethod
@@ -238,9 +251,7 @@ class Pace:
         """
         epochs, before, spent_before = 1, 0, 0.0
         while True:
-            start = time.perf_counter()
-            self._measure(epochs)
-            spent = time.perf_counter() - start
+            spent = max(self._measure(epochs).seconds, 1e-9)
             rate = epochs / spent
             if spent >= seconds or (before and spent >= seconds / 8):
                 further = (epochs - before) / max(spent - spent_before, 1e-9)

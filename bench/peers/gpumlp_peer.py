@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +15,15 @@ from .contract import Peer, Problem, Weights
 class Gpumlp(Peer):
     """`Trainer.fit`, and `fit_many` for a sweep.
 
-    The clock runs around the loop of epochs, as in ``gpumlp bench``: see `Stopwatch` there for what it leaves out.
+    The clock runs around the loop of epochs, as in ``gpumlp bench``: see `Stopwatch` and `SweepClock` there for what
+    it leaves out.
     """
 
     name = "gpumlp"
     about = "Trainer.fit with its defaults; fit_many for a sweep"
     library = "gpumlp"
     chooses_threads = True
+    optimizers = ("sgd", "adam")
 
     @classmethod
     def unsupported(cls, problem: Problem) -> str | None:
@@ -28,17 +31,17 @@ class Gpumlp(Peer):
 
         if problem.is_sweep and not hasattr(gpumlp, "fit_many"):
             return "this version of gpumlp has no fit_many"
-        return None
+        return super().unsupported(problem)
 
     @classmethod
     def environment(cls, threads: int) -> dict[str, str]:
         return {}
 
     def prepare(self, problem: Problem) -> None:
-        from gpumlp.commands.bench import Stopwatch
+        from gpumlp.commands.bench_rounds import Stopwatch, SweepClock
 
         self.problem = problem
-        self.stopwatch = Stopwatch()
+        self.stopwatch, self.clock = Stopwatch(), SweepClock()
         # a fit's new memory is first touched in its first epoch, once and not once an epoch
         self.untimed_epochs = int(problem.is_full_batch and not problem.is_sweep)
         self.trainers = [self._trainer(lr) for lr in problem.lrs]
@@ -46,8 +49,10 @@ class Gpumlp(Peer):
     def _trainer(self, lr: float) -> Any:
         from gpumlp import Linear
 
-        callbacks = None if self.problem.is_sweep else [self.stopwatch]
-        trainer = replace(self.problem.workload, lr=lr).trainer("cpu", "float32", callbacks=callbacks)
+        callbacks = [self.clock if self.problem.is_sweep else self.stopwatch]
+        trainer = replace(self.problem.workload, lr=lr).trainer(
+            self.device, "float32", callbacks=callbacks, precision=self.problem.precision
+        )
         places = [i for i, layer in enumerate(trainer.network.layers) if isinstance(layer, Linear)]
         state: dict[str, np.ndarray] = {}
         for i, (weight, bias) in zip(places, self.problem.weights, strict=True):
@@ -73,7 +78,9 @@ class Gpumlp(Peer):
 
     def timed(self, epochs: int) -> tuple[float, int, float, float]:
         if self.problem.is_sweep:
-            return super().timed(epochs)
+            cpu = time.process_time()
+            loss, seconds = self.clock.timed(lambda: self.train(epochs))
+            return loss, epochs, seconds, time.process_time() - cpu
         self.stopwatch.leave_out_first_epoch = bool(self.untimed_epochs)
         loss = self.train(epochs + self.untimed_epochs)
         self.stopwatch.leave_out_first_epoch = False

@@ -66,23 +66,58 @@ LOSSES = {
 """Loss (value and gradient in the outputs) by name; a mean over the batch, on logits."""
 
 
-def step(
-    network: Network, x: np.ndarray, target: np.ndarray, lr: float, loss: str, hidden: str
+def gradients(
+    network: Network, x: np.ndarray, target: np.ndarray, loss: str, hidden: str
 ) -> tuple[float, Network]:
-    """Return the loss of a batch and the network after one step of SGD on it."""
+    """Return the loss of a batch and its gradient in each weight and bias."""
     f, df = activation(hidden)
     activations = [x]
     for weight, bias in network[:-1]:
         activations.append(f(activations[-1] @ weight + bias))
     weight, bias = network[-1]
     value, d = LOSSES[loss](activations[-1] @ weight + bias, target)
-    updated: Network = []
+    found: Network = []
     for i in reversed(range(len(network))):
-        weight, bias = network[i]
-        updated.insert(0, (weight - lr * (activations[i].T @ d), bias - lr * d.sum(axis=0)))
+        found.insert(0, (activations[i].T @ d, d.sum(axis=0)))
         if i:
-            d = (d @ weight.T) * df(activations[i])
-    return value, updated
+            d = (d @ network[i][0].T) * df(activations[i])
+    return value, found
+
+
+def step(
+    network: Network, x: np.ndarray, target: np.ndarray, lr: float, loss: str, hidden: str
+) -> tuple[float, Network]:
+    """Return the loss of a batch and the network after one step of SGD on it."""
+    value, found = gradients(network, x, target, loss, hidden)
+    return value, [(w - lr * dw, b - lr * db) for (w, b), (dw, db) in zip(network, found, strict=True)]
+
+
+class Adam:
+    """Adam as of Kingma & Ba 2015, algorithm 1, with their settings: the moments of one network."""
+
+    def __init__(self) -> None:
+        self.t = 0
+        self.moments: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def step(
+        self, network: Network, x: np.ndarray, target: np.ndarray, lr: float, loss: str, hidden: str
+    ) -> tuple[float, Network]:
+        """Return the loss of a batch and the network after one step on it."""
+        value, found = gradients(network, x, target, loss, hidden)
+        self.t += 1
+        updated = [
+            (self._moved(i, 0, w, dw, lr), self._moved(i, 1, b, db, lr))
+            for i, ((w, b), (dw, db)) in enumerate(zip(network, found, strict=True))
+        ]
+        return value, updated
+
+    def _moved(self, i: int, j: int, p: np.ndarray, g: np.ndarray, lr: float) -> np.ndarray:
+        first, second = self.moments.get((i, j), (np.zeros_like(p), np.zeros_like(p)))
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        self.moments[i, j] = first, second
+        corrected = first / (1 - 0.9**self.t), second / (1 - 0.999**self.t)
+        moved: np.ndarray = p - lr * corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+        return moved
 
 
 def loss_of(weights: Weights, problem: Problem, chunk: int = 4096) -> float:
@@ -103,6 +138,7 @@ class NumpyLoop(Peer):
     """The loop in one type of numbers."""
 
     dtype: ClassVar[str]
+    optimizers = ("sgd", "adam")
 
     def prepare(self, problem: Problem) -> None:
         self.problem = problem
@@ -111,6 +147,8 @@ class NumpyLoop(Peer):
         self.y = problem.y.astype(self.dtype if is_regression else np.int64)
         first = [(w.astype(self.dtype), b.astype(self.dtype)) for w, b in problem.weights]
         self.networks = [first] * len(problem.lrs)
+        is_adam = problem.workload.optimizer == "adam"
+        self.steps = [Adam().step if is_adam else step for _ in self.networks]
         self.rng = np.random.default_rng(problem.seed)
 
     def train(self, epochs: int) -> float:
@@ -127,7 +165,7 @@ class NumpyLoop(Peer):
                 X, y = X[order], y[order]
             for start in range(0, n, workload.step_rows):
                 x, target = X[start : start + workload.step_rows], y[start : start + workload.step_rows]
-                value, network = step(network, x, target, lr, workload.loss, workload.activation)
+                value, network = self.steps[i](network, x, target, lr, workload.loss, workload.activation)
                 total += value * len(x)
         self.networks[i] = network
         return total / n

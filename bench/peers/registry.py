@@ -11,6 +11,7 @@ from gpumlp.registry import look_up
 from gpumlp.workloads import WORKLOADS, Workload
 
 from .contract import Peer
+from .gpu_peers import GpumlpGpu, JaxGpu, TorchCompileGpu, TorchEagerGpu, TorchGraph
 from .gpumlp_peer import Gpumlp
 from .jax_peer import Jax
 from .numpy_loop import NumpyFloat32, NumpyFloat64
@@ -21,6 +22,12 @@ PEERS: Mapping[str, type[Peer]] = {
     peer.name: peer
     for peer in (Gpumlp, NumpyFloat64, NumpyFloat32, ScikitLearn, TorchEager, TorchCompile, Jax)
 }
+
+
+GPU_PEERS: Mapping[str, type[Peer]] = {
+    peer.name: peer for peer in (GpumlpGpu, TorchEagerGpu, TorchGraph, TorchCompileGpu, JaxGpu)
+}
+"""Those that train on a GPU; `bench.gpu_check` holds them against each other."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class ScikitLearn(Peer):
         if len(self.estimators) == 1:
             done = [fit(self.estimators[0], p.X, p.y, epochs)]
         else:
-            from joblib import parallel_config  # type: ignore[import-untyped]
+            from joblib import parallel_config
             from sklearn.utils.parallel import Parallel, delayed  # joblib's, with scikit-learn's settings
 
             jobs = (delayed(fit)(estimator, p.X, p.y, epochs) for estimator in self.estimators)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gpumlp.commands.bench import _number as number
+from gpumlp.commands.bench_text import number
 
 COLUMNS = (
     "workload",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class _Torch(Peer):
         torch.set_num_threads(self.threads)
         torch.manual_seed(problem.seed)
         self.problem = problem
-        self.X, self.y = torch.from_numpy(problem.X), targets(problem)
+        self.X, self.y = torch.from_numpy(problem.X).to(self.device), targets(problem).to(self.device)
         self.take_weights()
 
     def take_weights(self) -> None:
@@ -65,20 +66,35 @@ class _Torch(Peer):
         raise NotImplementedError
 
     def _batches(self) -> Iterator[Tensor | None]:
-        import torch
 
         p = self.problem
         if p.is_full_batch:
             return iter([None])
-        order = torch.randperm(p.workload.rows) if p.shuffles else torch.arange(p.workload.rows)
-        return iter(order.split(p.workload.step_rows))
+        return iter(self.order().split(p.workload.step_rows))
+
+    def order(self) -> Tensor:
+        """Return the rows of an epoch in their order."""
+        import torch
+
+        rows = self.problem.workload.rows
+        make = torch.randperm if self.problem.shuffles else torch.arange
+        return make(rows, device=self.device)
+
+    def rounding(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute products in the precision of the problem within a block."""
+        import torch
+
+        if self.problem.precision != "bf16":
+            return contextlib.nullcontext()
+        # a cache of casts would outlive a captured graph
+        return torch.autocast(self.device, torch.bfloat16, cache_enabled=False)
 
     def train(self, epochs: int) -> float:
         import torch
 
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for _ in range(epochs):
-            total = torch.zeros(())
+            total = torch.zeros((), device=self.device)
             for rows in self._batches():
                 self.step(rows, total)
         return float(total) / self.problem.workload.rows
@@ -88,7 +104,8 @@ class TorchEager(_Torch):
     """nn.Sequential and torch.optim.SGD."""
 
     name = "torch"
-    about = "PyTorch eager: nn.Sequential, torch.optim.SGD(fused=True), index_select batches"
+    about = "PyTorch eager: nn.Sequential, a fused optimizer, index_select batches"
+    optimizers = ("sgd", "adam")
 
     def take_weights(self) -> None:
         import torch
@@ -102,17 +119,26 @@ class TorchEager(_Torch):
                 linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
                 linear.bias.copy_(torch.from_numpy(bias))
             layers += [linear, hidden()]
-        self.network = nn.Sequential(*layers[:-1])
+        self.network = nn.Sequential(*layers[:-1]).to(self.device)
         self.loss = loss_function(self.problem.workload.loss)
         (lr,) = self.problem.lrs
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=lr, fused=True)
+        self.optimizer = self.make_optimizer(self.network.parameters(), lr)
+
+    def make_optimizer(self, parameters: Any, lr: float) -> Any:
+        """Return the optimizer of the problem."""
+        import torch
+
+        if self.problem.workload.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=lr, fused=True)
+        return torch.optim.SGD(parameters, lr=lr, fused=True)
 
     def step(self, rows: Tensor | None, total: Tensor) -> None:
         x, y = self.X, self.y
         if rows is not None:
             x, y = x.index_select(0, rows), y.index_select(0, rows)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.network(x), y)
+        with self.rounding():
+            loss = self.loss(self.network(x), y)
         loss.backward()
         self.optimizer.step()
         total.add_(loss.detach(), alpha=len(x))
@@ -120,7 +146,7 @@ class TorchEager(_Torch):
     def weights(self) -> Sequence[Weights]:
         state = self.network.state_dict()
         names = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
-        return [[(state[f"{n}.weight"].numpy().T, state[f"{n}.bias"].numpy()) for n in names]]
+        return [[(state[f"{n}.weight"].cpu().numpy().T, state[f"{n}.bias"].cpu().numpy()) for n in names]]
 
 
 class TorchCompile(_Torch):

@@ -1,4 +1,5 @@
-"""A peer in a process of its own: ``python -m bench.peers.worker NAME THREADS`` answers commands, JSON lines both ways.
+"""A peer in a process of its own: ``python -m bench.peers.worker NAME THREADS TABLE`` answers commands, JSON lines both
+ways; TABLE is "cpu" or "gpu".
 
 A command is ``{"do": NAME, ...}``; the answer is ``{"ok": true, ...}`` or ``{"error": "one line"}``. So no peer's
 thread pools, BLAS settings or memory disturb another's.
@@ -115,13 +116,14 @@ def serve(peer: Peer, commands: IO[str], answers: IO[str]) -> None:
         answers.flush()
 
 
-def main(name: str, threads: str) -> None:
-    from .registry import PEERS
+def main(name: str, threads: str, table: str = "cpu") -> None:
+    from .registry import GPU_PEERS, PEERS
 
     # answers go to the pipe alone: what a library prints goes where its errors go
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(PEERS[name](int(threads)), sys.stdin, answers)
+    peers = PEERS if table == "cpu" else GPU_PEERS
+    serve(peers[name](int(threads)), sys.stdin, answers)
 
 
 # --- outside of it -----------------------------------------------------------------------------------------------
@@ -140,7 +142,10 @@ class Worker:
         self.peer, self.threads, self.log = peer, threads, log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.peers.worker", peer.name, str(threads)],
+                [
+                    *(sys.executable, "-m", "bench.peers.worker", peer.name, str(threads)),
+                    "cpu" if peer.device == "cpu" else "gpu",
+                ],
                 cwd=ROOT,
                 env={**os.environ, **peer.environment(threads)},
                 stdin=subprocess.PIPE,

@@ -1,0 +1,47 @@
+"""The sections by name, the most important first, and how long each may take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .checks import Check, Context
+
+
+@dataclass(frozen=True)
+class Section:
+    """Checks that belong together; each section has a process of its own.
+
+    Attributes:
+        name: of it, and of its module.
+        about: what it finds out.
+        seconds: that it may take.
+        alone: whether nothing else may run on the GPU meanwhile.
+        on_host: whether the stand-in can do any of it.
+    """
+
+    name: str
+    about: str
+    seconds: float
+    alone: bool = False
+    on_host: bool = True
+
+    def checks(self, context: Context) -> list[Check]:
+        """Return its checks, in order."""
+        checks: list[Check] = importlib.import_module(f"{__package__}.{self.name}").checks(context)
+        return checks
+
+
+SECTIONS: Mapping[str, Section] = {
+    section.name: section
+    for section in (
+        Section("products", "products of the library, with each epilogue, against float64", 150),
+        Section("kernels", "every operation against the reference in float64", 180),
+        Section("steps", "training steps of each executor against float64, from the same state", 180),
+        Section("trainings", "whole trainings against the CPU, and twice the same", 180),
+        Section("targets", "speed of the workloads that have a target", 120, alone=True),
+        Section("peers", "the workloads beside PyTorch and JAX", 260, alone=True, on_host=False),
+        Section("behaviour", "interruption, memory, streaming, threads", 90, alone=True),
+    )
+}
