@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := .ci/requirements.txt
 
-.PHONY: demo test lint types tests bench test-lowest lock clean
+.PHONY: demo test lint types tests bench docs pictures test-lowest lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/gpumlp train demo
@@ -25,6 +25,14 @@ tests: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pytest-benchmark>=5.0'
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# The API, a page for each module, from the docstrings.
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py build/docs
+
+# The pictures of the README and the tutorial, trained anew; those of MNIST take its files from GPUMLP_DATA or OpenML.
+pictures: $(VENV)/installed
+	$(BIN)/python docs/pictures.py
 
 # The environment is made anew from the lock file whenever that or pyproject.toml changes.
 $(VENV)/installed: $(LOCK) pyproject.toml

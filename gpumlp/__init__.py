@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import initializers, layers, losses, metrics, optimizers, schedules
 from ._version import __version__
+from .activity import ActivationStatistics
 from .backend import Backend, get_backend
 from .callbacks import Callback, CSVLog, EarlyStopping, ModelCheckpoint
 from .failure import NonFiniteLossError
@@ -53,7 +54,7 @@ from .trainer import Trainer
 from .validation import CrossValidation, cross_validate
 
 if TYPE_CHECKING:
-    from . import data
+    from . import data, interop
 
 __all__ = [
     "ELU",
@@ -62,6 +63,7 @@ __all__ = [
     "MSE",
     "SELU",
     "SGD",
+    "ActivationStatistics",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -110,6 +112,7 @@ __all__ = [
     "fit_many",
     "get_backend",
     "initializers",
+    "interop",
     "layers",
     "load_model",
     "losses",
@@ -122,7 +125,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Load `gpumlp.data` when it is first asked for: who brings arrays does without."""
-    if name == "data":
-        return importlib.import_module("gpumlp.data")
+    """Load `gpumlp.data` and `gpumlp.interop` when they are first asked for: most trainings do without."""
+    if name in ("data", "interop"):
+        return importlib.import_module(f"gpumlp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,6 @@ mistake of gpumlp's own shows its traceback.
 from __future__ import annotations
 
 import argparse
-import opcode
 import os
 import sys
 import warnings
@@ -15,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ._version import __version__
-from .commands import bench, evaluate, info, predict, train
+from .commands import bench, evaluate, info, predict, reproduce, sweep, train
 from .commands.output import note
+from .mistakes import is_meant
 
-COMMANDS = (train, evaluate, predict, bench, info)
+COMMANDS = (train, sweep, evaluate, predict, bench, reproduce, info)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         note(f"error: {_os_error(error)}")
         return 2
     except (ValueError, TypeError) as error:
-        if not _is_meant(error):
+        if not is_meant(error):
             raise
         note(f"error: {error}")
         return 2
@@ -85,18 +85,6 @@ def _os_error(error: OSError) -> str:
     if error.strerror is None or error.filename is None:
         return str(error) or type(error).__name__
     return f"{error.filename}: {error.strerror}"
-
-
-def _is_meant(error: BaseException) -> bool:
-    """Whether a ``raise`` in gpumlp's own code made the error: a message to the user, and not a bug."""
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    frame = trace.tb_frame
-    raised = frame.f_code.co_code[trace.tb_lasti] == opcode.opmap["RAISE_VARARGS"]
-    return raised and str(frame.f_globals.get("__name__", "")).split(".")[0] in ("gpumlp", "kernels")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import json
 import re
 import shlex
 import tomllib
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from gpumlp.cli import make_parser
+from gpumlp.commands.sweep import split_settings
 from gpumlp.config import KEYS, SCHEMA, apply_settings, complete_config, shipped_configs
 from gpumlp.data import EXTENSIONS, SYNTHETIC, dataset_names
 from gpumlp.initializers import INITIALIZERS
@@ -205,14 +208,21 @@ def test_every_toml_block_is_a_config_that_passes(page, block):
 def test_the_pages_have_blocks_and_commands_to_check():
     assert len(TOML_BLOCKS) >= 3
     assert len(commands()) >= 20
-    assert {line.split()[1] for _, line in commands()} == {"train", "evaluate", "predict", "bench", "info"}
+    named = {line.split()[1] for _, line in commands()}
+    assert named == {"train", "evaluate", "predict", "bench", "info", "reproduce", "sweep"}
 
 
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_is_one_that_the_parser_takes(page, line, capsys):
-    words = shlex.split(line, comments=True)[1:]
+    words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
     args = make_parser().parse_args(words)
     assert callable(args.run), capsys.readouterr().err
+    if words[0] == "sweep":  # each of the values of a setting is one of a config
+        single, points = split_settings(args.set)
+        args.set = [
+            *single,
+            *(f"{key}={json.dumps(value)}" for key, values in points.items() for value in values),
+        ]
     for setting in getattr(args, "set", []):
         config = {"data": {"source": "iris"}, "network": {"layers": [{"name": "linear"}]}}
         if ".layers." not in setting:
@@ -223,3 +233,21 @@ def test_every_command_is_one_that_the_parser_takes(page, line, capsys):
                 complete_config(config)
         else:
             complete_config(config)
+
+
+# --- the API ------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_that_is_imported_by_others_has_a_page_of_the_api():
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "docs" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    found = set(build.modules())
+    for folder, package in ((ROOT / "gpumlp", "gpumlp"), (ROOT / "kernels", "gpumlp.kernels")):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join([package, *(part for part in parts if part != "__init__")])
+            assert name in found or name.startswith(build.WITHOUT_A_PAGE), name

@@ -149,6 +149,7 @@ def test_the_metadata_name_the_dependencies(metadata):
         ("cuda13", {"cupy-cuda13x", "nvmath-python"}),
         ("report", {"matplotlib", "jinja2"}),
         ("interop", {"h5py", "onnx"}),
+        ("recipes", {"scikit-image", "h5py"}),
     ],
 )
 def test_the_metadata_name_the_extras(metadata, extra, expected):
@@ -158,7 +159,7 @@ def test_the_metadata_name_the_extras(metadata, extra, expected):
 
 def test_there_are_no_other_extras(metadata):
     """Groups for development are not for users."""
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cuda12", "cuda13", "report", "interop"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"cuda12", "cuda13", "report", "interop", "recipes"}
 
 
 def test_the_command_is_an_entry_point(wheel):
