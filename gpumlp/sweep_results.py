@@ -82,7 +82,8 @@ class Sweep:
 
         Args:
             by: a score, such as "test.accuracy", or a column of the history, such as "val_loss", of which the last
-                number counts. None for the accuracy, or the loss, of the test rows where there are such.
+                number counts. None for the accuracy, or the loss, of the validation where there is one, else of the
+                test rows, whose score is then no measure of the member chosen.
 
         Raises:
             ValueError: an unknown name, or no member that has a finite number.
@@ -100,10 +101,10 @@ class Sweep:
     def _default(self) -> str:
         names = self.names()
         wanted = (
-            "test.accuracy",
-            "test.loss",
             "val_accuracy",
             "val_loss",
+            "test.accuracy",
+            "test.loss",
             "train.accuracy",
             "train.loss",
             "loss",
@@ -166,6 +167,7 @@ class Sweep:
         if columns is None:
             wanted = [f"{part}.{name}" for part in ("train", "test") for name in ("loss", "accuracy", "r2")]
             columns = [name for name in wanted if name in self.names()] or ["loss"]
+        columns = [name for name in columns if name not in ("epochs", "seconds")]  # which stand there always
         head = ["", *columns, "epochs", "seconds"]
         rows = []
         for m in self.members:

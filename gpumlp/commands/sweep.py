@@ -37,7 +37,9 @@ def add_parser(subparsers: Any) -> None:
         help="a setting; with several values, with commas between them, it is swept",
     )
     parser.add_argument(
-        "--by", metavar="SCORE", help="choose the best by it, for example test.accuracy or val_loss"
+        "--by",
+        metavar="SCORE",
+        help="choose the best by it (default: the validation's, else the test rows')",
     )
     parser.add_argument(
         "--target", action="append", metavar="COLUMN", help="column of a data file to predict"

@@ -430,10 +430,10 @@ def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
 
 def test_where_a_thread_cannot_be_started_nobody_waits_for_its_network(stand_in, monkeypatch):
     class Few(many_networks.ThreadPoolExecutor):
-        def submit(self, *given):
+        def submit(self, function, /, *given, **settings):
             if given[-1] == 2:
                 raise RuntimeError("can't start new thread")
-            return super().submit(*given)
+            return super().submit(function, *given, **settings)
 
     monkeypatch.setattr(many_networks, "ThreadPoolExecutor", Few)
     stand_in()

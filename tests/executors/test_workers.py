@@ -136,7 +136,7 @@ def test_threads_is_a_number_of_at_least_1():
 
 
 class Hasty(CompiledExecutor):
-    longest_run = 0.004
+    longest_run = 0.0005
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
