@@ -56,10 +56,7 @@ class FunctionCallback(Callback):
     """Calls a user's function ``f(trainer, epoch, logs)`` after each epoch."""
 
     def __init__(self, function: Callable[[Any, int, Mapping[str, float]], None]) -> None:
-        self.function = function
-
-    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
-        self.function(trainer, epoch, logs)
+        self.on_epoch_end = function  # type: ignore[assignment,method-assign]
 
 
 class _Monitor(Callback):

@@ -223,8 +223,9 @@ class FitLoop:
         steps, samples = plan.steps, self.data.used
         by_mean, schedule = trainer.loss.reduction == "mean", trainer.optimizer.schedule
         called = [callback.on_epoch_end for callback in self.callbacks]
-        columns = list(history.epochs.values())
-        others = {name: float("nan") for name in list(history.epochs)[4:]}  # measured by validations alone
+        add_epoch, add_loss, add_lr, add_seconds, *add_others = (c.append for c in history.epochs.values())
+        others = dict.fromkeys(list(history.epochs)[4:], float("nan"))  # measured by validations alone
+        each, record = bar.shows_each, self.record_steps
         table, rates = self._rates_of_epochs(count), self.memory.arrays["rates"][:steps]
         lr, first, row = float(rates[-1]), len(history) + 1, {}
         over = clock() + executor.block_seconds
@@ -240,22 +241,26 @@ class FitLoop:
             if done < steps:
                 break
             loss = sums[0] / (sums[1] or 1e-300) if by_mean else sums[2]
-            history.train_seconds += now - start
+            seconds = history.train_seconds = history.train_seconds + (now - start)
             history.steps += steps
             history.samples += samples
             self.steps_done += steps
-            row = {"epoch": epoch, "loss": loss, "lr": lr, "seconds": history.train_seconds, **others}
-            for column, value in zip(columns, row.values(), strict=True):
-                column.append(value)
-            if self.record_steps:
+            add_epoch(epoch)
+            add_loss(loss)
+            add_lr(lr)
+            add_seconds(seconds)
+            for add in add_others:
+                add(float("nan"))
+            row = {"epoch": epoch, "loss": loss, "lr": lr, "seconds": seconds, **others}
+            if record:
                 history.step_losses.extend(self.memory.arrays["ring"][:steps, 0].tolist())
-            if bar.shows_each:
+            if each:
                 bar.epochs_ended([row], 1, history.it_per_second)
             for on_epoch_end in called:
                 on_epoch_end(trainer, epoch, row)
             if now > over or history.stopped or interrupt.pressed:
                 break
-        if row and not bar.shows_each:
+        if row and not each:
             bar.epochs_ended([row], len(history) + 1 - first, history.it_per_second)
         if done < steps:
             self._ran(done, 0, rates, now - start, bar)
