@@ -6,12 +6,10 @@
 """
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import initializers, layers, losses, metrics, optimizers, schedules
 from ._version import __version__
-from .activity import ActivationStatistics
 from .backend import Backend, get_backend
 from .callbacks import Callback, CSVLog, EarlyStopping, ModelCheckpoint
 from .failure import NonFiniteLossError
@@ -55,6 +53,7 @@ from .validation import CrossValidation, cross_validate
 
 if TYPE_CHECKING:
     from . import data, interop
+    from .activity import ActivationStatistics
 
 __all__ = [
     "ELU",
@@ -124,8 +123,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Load `gpumlp.data` and `gpumlp.interop` when they are first asked for: most trainings do without."""
+def __getattr__(name: str) -> Any:
+    """Load what most trainings do without when it is first asked for."""
     if name in ("data", "interop"):
         return importlib.import_module(f"gpumlp.{name}")
+    if name == "ActivationStatistics":
+        return importlib.import_module("gpumlp.activity").ActivationStatistics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

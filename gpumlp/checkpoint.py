@@ -7,7 +7,6 @@ JSON text. Nothing in it is ever executed (there is no pickle).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -142,6 +141,8 @@ def _decoded(key: str, text: str, name: str) -> Any:
 
 def _checksum(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
     """Return 128 bits of BLAKE2b over names, dtypes, shapes, values and metadata, in sorted order."""
+    import hashlib  # loads OpenSSL
+
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(texts):
         digest.update(json.dumps([key, texts[key]]).encode())

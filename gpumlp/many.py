@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +19,9 @@ from .interchange import to_host
 from .network import Sequential
 from .progress import Progress, deferred_interrupt
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 def make_trainers(
@@ -134,6 +136,8 @@ def fit_many(
         X = as_matrix(X, dtypes.pop(), backend=trainers[0].network.backend)
     y = np.asarray(to_host(y))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
+    from concurrent.futures import ThreadPoolExecutor
+
     counts = [_Count() for _ in trainers]
     size = workers if workers is None else check_count("workers", workers)
     size = _share_gpus(trainers, len(X), fit_settings.get("batch_size", 32), size)
@@ -213,6 +217,8 @@ def _watch(
     interrupted: Callable[[], bool],
 ) -> None:
     """Show the progress until all are done; raise what one raised, but let a lost loss wait for the others."""
+    from concurrent.futures import FIRST_COMPLETED, wait
+
     shown, pending = 0, set(futures)
     while pending:
         done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)

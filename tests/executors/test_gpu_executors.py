@@ -3,6 +3,7 @@
 import gc
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors, feed
-from gpumlp import many as many_networks
 from gpumlp.executors import EagerExecutor, choose_executor, graph, unfolding
 from gpumlp.executors.graph import Chunk, GraphExecutor, chunks
 from gpumlp.executors.resident import Gang, ResidentExecutor
@@ -429,13 +429,13 @@ def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
 
 
 def test_where_a_thread_cannot_be_started_nobody_waits_for_its_network(stand_in, monkeypatch):
-    class Few(many_networks.ThreadPoolExecutor):
+    class Few(ThreadPoolExecutor):
         def submit(self, function, /, *given, **settings):
             if given[-1] == 2:
                 raise RuntimeError("can't start new thread")
             return super().submit(function, *given, **settings)
 
-    monkeypatch.setattr(many_networks, "ThreadPoolExecutor", Few)
+    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Few)
     stand_in()
     with pytest.raises(RuntimeError, match="can't start new thread"):
         many("stand-in", 4)
