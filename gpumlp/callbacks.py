@@ -124,7 +124,7 @@ class EarlyStopping(_Monitor):
         super().__init__(monitor, mode, min_delta)
         self.patience, self.restore_best = check_count("patience", patience), restore_best
         self._since = 0
-        self._weights: list[Any] = []
+        self._weights: list[tuple[Any, Any]] = []  # kept, and where they belong
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._since, self._weights = 0, []
@@ -143,19 +143,16 @@ class EarlyStopping(_Monitor):
 
     def _keep_weights(self, trainer: Trainer) -> None:
         """Copy all memory of parameters and statistics at once: at first each epoch may be the best."""
-        memories = [arena.memory for arena in (trainer.network.parameters, trainer.network.state)]
         if not self._weights:
-            self._weights = [memory.copy() for memory in memories]
-        for kept, memory in zip(self._weights, memories, strict=True):
+            arenas = trainer.network.parameters, trainer.network.state
+            self._weights = [(arena.memory.copy(), arena.memory) for arena in arenas if arena.nbytes]
+        for kept, memory in self._weights:
             kept[...] = memory
 
     def on_train_end(self, trainer: Trainer) -> None:
-        if self._weights:
-            for arena, kept in zip(
-                (trainer.network.parameters, trainer.network.state), self._weights, strict=True
-            ):
-                arena.memory[...] = kept
-            self._weights = []
+        for kept, memory in self._weights:
+            memory[...] = kept
+        self._weights = []
 
 
 class CSVLog(Callback):
