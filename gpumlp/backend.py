@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 256
 """Bytes; CUDA's own allocation alignment, and a multiple of every CPU's cache line and vector."""
+
+PRECISIONS = ("float32", "tf32", "bf16")
+"""What a GPU may compute products of float32 matrices in; their sums are in float32 always."""
 
 Array = Any
 
@@ -51,11 +53,9 @@ class Backend:
         """Return the device in words, as reports and `summary` show it."""
         return "cpu (NumPy)" if self.device is None else f"{self.name} ({self.device.describe()})"
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> contextlib.AbstractContextManager[Any]:
         """Make this device the current one within the block."""
-        with contextlib.nullcontext() if self.device is None else self.device.active():
-            yield
+        return contextlib.nullcontext() if self.device is None else self.device.active()
 
     def allocate(self, nbytes: int) -> Array:
         """Return zeroed memory of `nbytes` bytes (uint8) whose address is a multiple of `ALIGNMENT`.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backend import PRECISIONS
 from .interchange import is_on_gpu, to_host
 
 if TYPE_CHECKING:
@@ -142,9 +143,6 @@ def as_rows(rows: Any, n: int) -> np.ndarray:
             "one of them (of a mask: np.flatnonzero(mask))"
         )
     return array.astype(np.int64)
-
-
-PRECISIONS = ("float32", "tf32", "bf16")
 
 
 def check_precision(precision: Any, backend: Backend, dtype: Any) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config_values as v
+from .backend import PRECISIONS
 from .callbacks import EarlyStopping
 from .initializers import INITIALIZERS, get_initializer
 from .layers import ACTIVATIONS, LAYERS, get_activation, layer_from_dict
@@ -155,7 +156,7 @@ SCHEMA: dict[str, dict[str, tuple[Callable[[str, Any], Any], Any]]] = {
         "dtype": (v.choice("float32", "float64"), "float32"),
         "device": (v.text, "auto"),
         "threads": (v.whole(1), None),
-        "precision": (v.choice("float32", "tf32", "bf16"), "float32"),
+        "precision": (v.choice(*PRECISIONS), "float32"),
         "metrics": (_metrics, None),
         "train_metrics": (v.flag, False),
         "early_stopping": (_early_stopping, None),

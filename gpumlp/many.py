@@ -123,6 +123,8 @@ def fit_many(
         ValueError: data or settings that do not fit.
         NonFiniteLossError: of the first network whose loss was lost, once all others are trained.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     trainers = list(trainers)
     for name, given in (("rows", rows), ("held_rows", held_rows)):
         if given is not None and len(given) != len(trainers):
@@ -136,8 +138,6 @@ def fit_many(
         X = as_matrix(X, dtypes.pop(), backend=trainers[0].network.backend)
     y = np.asarray(to_host(y))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
-    from concurrent.futures import ThreadPoolExecutor
-
     counts = [_Count() for _ in trainers]
     size = workers if workers is None else check_count("workers", workers)
     size = _share_gpus(trainers, len(X), fit_settings.get("batch_size", 32), size)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backend import get_backend
-from ..checks import PRECISIONS, check_count, check_precision
+from ..backend import PRECISIONS, get_backend
+from ..checks import check_count, check_precision
 from ..files import write_json
 from ..machine import PACKAGE, blas_libraries, commit, gpus, machine, versions
 from ..registry import look_up

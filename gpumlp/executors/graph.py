@@ -84,6 +84,7 @@ class GraphExecutor(DeviceExecutor):
         self._ready: dict[tuple[int, int], tuple[Linked, list[Launch]]] = {}
         self._graphs: dict[tuple[int, Chunk], Launch] = {}
         self._copy_data: Linked | None = None
+        self._copies: list[Launch] | None = None
         self._plans: list[StepPlan] = []  # whose graphs there are; kept, so that no other has their identity
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
@@ -129,8 +130,8 @@ class GraphExecutor(DeviceExecutor):
         position, sorts = int(control[POSITION]), self._sorts_on_host(plan.begin)
         epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
         with self.backend.active():
-            if self._copy_data is not None:  # once a block: whoever owns the data may change them between
-                self.launches(self._copy_data)[0]()
+            for copy in self._data_copies():  # once a block: whoever owns the data may change them between
+                copy()
             for chunk in chunks(plan, position, n_steps, not sorts):
                 if chunk.begin and sorts:
                     self._order_rows(plan.begin, epoch)
@@ -141,6 +142,11 @@ class GraphExecutor(DeviceExecutor):
             if done < n_steps and sorts:  # later epochs may have begun: back to the order of the failing one
                 self._order_rows(plan.begin)
         return done
+
+    def _data_copies(self) -> list[Launch]:
+        if self._copies is None:
+            self._copies = [] if self._copy_data is None else self.launches(self._copy_data)
+        return self._copies
 
     def _launches_of(self, program: Program, plan: StepPlan | None = None) -> list[Launch]:
         key = (id(program), id(plan))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arena import aligned
 from ..backend import Backend, address
-from ..kernels.cuda import RESIDENT_THREADS, SCRATCH_BYTES
+from ..kernels.cuda import COPY_IN, COPY_OUT, RESIDENT_THREADS, SCRATCH_BYTES
 from ..kernels.cuda.device import Device, Kernels
 from ..program import Memory, Program
 from .device import DeviceExecutor, Linked
@@ -33,8 +33,6 @@ LAUNCH_SECONDS = 0.04
 
 SMALL_ARRAY = 16 * 1024
 """Bytes up to which rows of data are worth a place in shared memory."""
-
-COPY_IN, COPY_OUT = 1, 2
 
 
 @dataclass

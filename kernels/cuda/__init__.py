@@ -45,6 +45,7 @@ PACK = 4  # elements that a thread takes at once
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 RESIDENT_THREADS = 256  # of a block of the resident kernel
+COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
 
 
@@ -176,7 +177,14 @@ def _constants() -> str:
         "WARP": WARP,
         "SCRATCH_BYTES": SCRATCH_BYTES,
     }
-    uses = {"SHUFFLE": SHUFFLE, "DROPOUT": DROPOUT, "NOISE": NOISE, "RESIDENT_THREADS": RESIDENT_THREADS}
+    uses = {
+        "SHUFFLE": SHUFFLE,
+        "DROPOUT": DROPOUT,
+        "NOISE": NOISE,
+        "COPY_IN": COPY_IN,
+        "COPY_OUT": COPY_OUT,
+        "RESIDENT_THREADS": RESIDENT_THREADS,
+    }
     integers = ", ".join(f"{name} = {value}" for name, value in (control | layout | uses).items())
     numbers = {"SELU_ALPHA": SELU_ALPHA, "SELU_SCALE": SELU_SCALE}
     numbers |= {"GELU_TANH_SCALE": GELU_TANH_SCALE, "GELU_TANH_CUBIC": GELU_TANH_CUBIC}

@@ -19,9 +19,6 @@ Array = Any
 Launch = Callable[[], None]
 """Puts work into the device's stream and returns at once."""
 
-PRECISIONS = ("float32", "tf32", "bf16")
-"""What products of float32 matrices are computed in; sums are in float32 always."""
-
 
 @dataclass(frozen=True)
 class Product:
@@ -31,7 +28,7 @@ class Product:
         kernel: its name in the catalogue; "matmul" has no epilogue.
         operands: arrays in the order of the catalogue; None where one is absent.
         transpose_a, transpose_b: whether an operand is turned.
-        precision: one of `PRECISIONS`; without meaning in float64.
+        precision: "float32", "tf32" or "bf16"; without meaning in float64.
     """
 
     kernel: str
@@ -51,7 +48,7 @@ class ProductKind:
         inner: the side that is summed over.
         transpose_a, transpose_b: whether an operand is turned.
         dtype: of c.
-        precision: one of `PRECISIONS`; without meaning in float64.
+        precision: "float32", "tf32" or "bf16"; without meaning in float64.
         last: whether the last operand is there, where it may be absent.
     """
 

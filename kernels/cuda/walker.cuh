@@ -12,7 +12,7 @@ struct Stage {
   long long flags;                   // COPY_IN: is read before it is written; COPY_OUT: is wanted afterwards
 };
 
-enum { COPY_IN = 1, COPY_OUT = 2, PROGRAMS = 3 };
+enum { PROGRAMS = 3 };
 
 // What a block works on. The programs are begin (an epoch), batch, last (the short one; may have no rows).
 struct Network {

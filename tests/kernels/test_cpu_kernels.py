@@ -4,9 +4,6 @@ Operands are made as `test_catalogue.py` makes them, in three sizes: small; a si
 with a rest; and a matrix so long and narrow that they share its rows.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,22 +13,9 @@ import gpumlp as gm
 from gpumlp.executors.linking import HAVE_IN_PLACE
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP
 from gpumlp.kernels.cpu.compiling import table
+from tests.kernels.cases import TOLERANCE, between_guards, compare, load, operands, results
 
 CPU = gm.get_backend("cpu")
-TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
-
-
-def load(rows: int, columns: int, flat: int) -> ModuleType:
-    """The module of the catalogue's tests with examples of another size."""
-    spec = importlib.util.spec_from_file_location("examples", Path(__file__).with_name("test_catalogue.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    vars(module).update(ROWS=rows, COLUMNS=columns, FLAT=flat)
-    module.SHAPES.update(a=(rows, columns), b=(columns, 3), c=(rows, 3))
-    module.SCALARS["rows"] = rows
-    return module
 
 
 SIZES = {"small": load(5, 7, 33), "shared": load(19, 37, 300), "long": load(1100, 5, 4099)}
@@ -40,66 +24,10 @@ NAMES, VARIANTS = SMALL.NAMES, SMALL.variants()
 MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
 
 
-def operands(size: str, name: str, dtype: str, changed: dict[str, Any], seed: int = 3) -> dict[str, Any]:
-    values = dict(SIZES[size].example(name, dtype, seed))
-    if name.startswith("relu_grad"):  # what relu gave
-        values["y"] = np.maximum(values["y"], 0)
-    for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
-        if changed.get(turned):
-            values[operand] = values[operand].T.copy()
-    return values
-
-
-def guarded(value: np.ndarray, gap: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of an operand inside memory that is NaN, or an unlikely number, all around and between its rows."""
-    rows, width = value.shape if value.ndim == 2 else (1, value.size)
-    memory = np.full(32 + rows * (width + gap) + 32, fill(value), value.dtype)
-    whole = memory[32 : 32 + rows * (width + gap)].reshape(rows, width + gap)[:, :width]
-    view = whole if value.ndim == 2 else whole[0]
-    view[...] = value
-    return memory, view
-
-
-def fill(value: np.ndarray) -> Any:
-    return np.nan if value.dtype.kind == "f" else -(10**6)
-
-
 def run(run_compiled, size, name, values, dtype, changed, workers=1, gap=0):
     """Run a compiled kernel between guards; return all operands afterwards."""
-    held: dict[str, Any] = {}
-    for operand, value in values.items():
-        apart = gap if value is not None and value.ndim == 2 and operand != "ring" else 0
-        held[operand] = (None, None) if value is None else guarded(value, apart)
     scalars = {**SIZES[size].scalars(name), **changed}
-    run_compiled(name, {k: view for k, (_, view) in held.items()}, scalars, dtype, workers)
-    found = {}
-    for operand, (memory, view) in held.items():
-        if memory is None:
-            continue
-        found[operand] = view.copy()
-        view[...] = 0
-        here = np.isnan(memory) if memory.dtype.kind == "f" else memory == fill(memory)
-        assert here.sum() == memory.size - view.size, f"{name} wrote beside {operand}"
-    return found
-
-
-def compare(name, found, wanted, dtype, results):
-    for result in results:
-        if result not in found:
-            continue
-        a, b = found[result], wanted[result]
-        if b.dtype.kind != "f":
-            np.testing.assert_array_equal(a, b, err_msg=result)
-            continue
-        finite = np.isfinite(b)
-        np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=f"{result}: finite in other places")
-        a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-        error, size = np.linalg.norm(a - b), max(float(np.linalg.norm(b)), 1e-3)
-        assert error <= TOLERANCE[dtype] * size, f"{name}, {result}: relative difference {error / size:.3g}"
-
-
-def results(name):
-    return CATALOGUE[name].updates + CATALOGUE[name].writes
+    return between_guards(lambda held: run_compiled(name, held, scalars, dtype, workers), name, values, gap)
 
 
 def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
@@ -112,7 +40,7 @@ def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "changed"), VARIANTS)
 def test_a_compiled_kernel_equals_the_reference(run_compiled, name, changed, size, dtype):
-    values = operands(size, name, dtype, changed)
+    values = operands(SIZES[size], name, dtype, changed)
     if changed.get("transpose_a") and changed.get("transpose_b"):
         pytest.skip("no layer writes that")
     wanted = SIZES[size].run(name, values, CPU, **changed)
@@ -127,7 +55,7 @@ def test_a_compiled_kernel_equals_the_reference(run_compiled, name, changed, siz
 @pytest.mark.parametrize("name", MATRICES)
 def test_rows_may_lie_apart(run_compiled, name, dtype):
     for size, workers in (("small", 1), ("shared", 3), ("long", 3)):
-        values = operands(size, name, dtype, {})
+        values = operands(SIZES[size], name, dtype, {})
         wanted = run(run_compiled, size, name, values, dtype, {})
         found = run(run_compiled, size, name, values, dtype, {}, workers, gap=3)
         for result in results(name):
@@ -137,7 +65,7 @@ def test_rows_may_lie_apart(run_compiled, name, dtype):
 @pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
 def test_an_optional_operand_may_be_absent(run_compiled, name, absent, dtype):
     for size, workers in (("small", 1), ("shared", 3)):
-        values = {**operands(size, name, dtype, {}), absent: None}
+        values = {**operands(SIZES[size], name, dtype, {}), absent: None}
         wanted = SIZES[size].run(name, values, CPU)
         found = run(run_compiled, size, name, values, dtype, {}, workers)
         compare(name, found, wanted, dtype, results(name))
@@ -146,7 +74,7 @@ def test_an_optional_operand_may_be_absent(run_compiled, name, absent, dtype):
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
 def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_compiled, name, dtype):
     gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
-    values = {**operands("shared", name, dtype, {}), **gone}
+    values = {**operands(SIZES["shared"], name, dtype, {}), **gone}
     wanted = SIZES["shared"].run(name, values, CPU)
     compare(name, run(run_compiled, "shared", name, values, dtype, {}, 3), wanted, dtype, results(name))
 
@@ -157,7 +85,7 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_there(run_compiled, name
     spec = CATALOGUE[name]
     assert spec.in_place is not None
     written, read = spec.in_place
-    values = operands("shared", name, dtype, {})
+    values = operands(SIZES["shared"], name, dtype, {})
     apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
     together[written] = together[read]
     for given, workers in ((apart, 1), (together, 3)):
@@ -177,7 +105,7 @@ def lost_weights_do_not_decay(changed):
 def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_compiled, name, changed, bad):
     """One entry of each float operand in turn, at places drawn at random."""
     spec, rng = CATALOGUE[name], np.random.default_rng(5)
-    values = operands("small", name, "float64", changed)
+    values = operands(SIZES["small"], name, "float64", changed)
     for operand in spec.reads + spec.updates:
         if values[operand].dtype.kind != "f" or (operand == "ring" and name != "check_loss"):
             continue
@@ -235,7 +163,7 @@ def test_activations_over_the_whole_range_of_numbers(run_compiled, name, form, d
 
 @pytest.mark.parametrize("name", SMALL.LEARNING)
 def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_compiled, name, dtype):
-    values = operands("shared", name, dtype, {})
+    values = operands(SIZES["shared"], name, dtype, {})
     values["control"][BAD_STEP] = 5
     found = run(run_compiled, "shared", name, values, dtype, {}, 3)
     for operand in CATALOGUE[name].updates:
@@ -244,7 +172,7 @@ def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_compi
 
 def test_the_first_bad_step_stays_in_the_control_block(run_compiled):
     for name in ("check_loss", "check_gradients"):
-        values = operands("small", name, "float64", {})
+        values = operands(SIZES["small"], name, "float64", {})
         values["ring" if name == "check_loss" else "gradients"][...] = np.nan
         assert run(run_compiled, "small", name, values, "float64", {})["control"][BAD_STEP] == 6
         values["control"][[STEP, BAD_STEP]] = 9, 2

@@ -5,9 +5,6 @@ give the same bits. Operands are made as `test_catalogue.py` makes them, in size
 blocks divide in different ways.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,24 +13,11 @@ import pytest
 import gpumlp as gm
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP, UPDATE
 from gpumlp.kernels.cuda import OPERATIONS
+from tests.kernels.cases import TOLERANCE, between_guards, compare, load, operands, results
 
 CPU = gm.get_backend("cpu")
-TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 ORDERS = ("ascending", "descending", "random:7")
 GRIDS = ((1, 32), (1, 256), (3, 64))  # blocks, threads of each
-
-
-def load(rows: int, columns: int, flat: int) -> ModuleType:
-    """The module of the catalogue's tests with examples of another size."""
-    spec = importlib.util.spec_from_file_location("examples", Path(__file__).with_name("test_catalogue.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    vars(module).update(ROWS=rows, COLUMNS=columns, FLAT=flat)
-    module.SHAPES.update(a=(rows, columns), b=(columns, 3), c=(rows, 3))
-    module.SCALARS["rows"] = rows
-    return module
 
 
 SIZES = {
@@ -53,48 +37,12 @@ VARIANTS = [
 MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
 
 
-def operands(size: str, name: str, dtype: str, changed: dict[str, Any], seed: int = 3) -> dict[str, Any]:
-    values = dict(SIZES[size].example(name, dtype, seed))
-    if name.startswith("relu_grad"):  # what relu gave
-        values["y"] = np.maximum(values["y"], 0)
-    for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
-        if changed.get(turned):
-            values[operand] = values[operand].T.copy()
-    return values
-
-
-def fill(value: np.ndarray) -> Any:
-    return np.nan if value.dtype.kind == "f" else -(10**6)
-
-
-def guarded(value: np.ndarray, gap: int = 0, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of an operand inside memory that is NaN, or an unlikely number, all around and between its rows."""
-    rows, width = value.shape if value.ndim == 2 else (1, value.size)
-    start = 32 + shift
-    memory = np.full(start + rows * (width + gap) + 32, fill(value), value.dtype)
-    whole = memory[start : start + rows * (width + gap)].reshape(rows, width + gap)[:, :width]
-    view = whole if value.ndim == 2 else whole[0]
-    view[...] = value
-    return memory, view
-
-
 def launch(run_cuda, size, name, values, dtype, changed, grid=(1, 32), order="ascending", gap=0, shift=0):
     """Run a kernel between guards; return all operands afterwards."""
-    held: dict[str, Any] = {}
-    for operand, value in values.items():
-        apart = gap if value is not None and value.ndim == 2 and operand != "ring" else 0
-        held[operand] = (None, None) if value is None else guarded(value, apart, shift)
     scalars = {**SIZES[size].scalars(name), **changed}
-    run_cuda(name, {k: view for k, (_, view) in held.items()}, scalars, dtype, *grid, order)
-    found = {}
-    for operand, (memory, view) in held.items():
-        if memory is None:
-            continue
-        found[operand] = view.copy()
-        view[...] = 0
-        here = np.isnan(memory) if memory.dtype.kind == "f" else memory == fill(memory)
-        assert here.sum() == memory.size - view.size, f"{name} wrote beside {operand}"
-    return found
+    return between_guards(
+        lambda held: run_cuda(name, held, scalars, dtype, *grid, order), name, values, gap, shift
+    )
 
 
 def in_all_orders(run_cuda, size, name, values, dtype, changed, grid):
@@ -108,25 +56,6 @@ def in_all_orders(run_cuda, size, name, values, dtype, changed, grid):
     return first
 
 
-def compare(name, found, wanted, dtype, results):
-    for result in results:
-        if result not in found:
-            continue
-        a, b = found[result], wanted[result]
-        if b.dtype.kind != "f":
-            np.testing.assert_array_equal(a, b, err_msg=result)
-            continue
-        finite = np.isfinite(b)
-        np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=f"{result}: finite in other places")
-        a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-        error, size = np.linalg.norm(a - b), max(float(np.linalg.norm(b)), 1e-3)
-        assert error <= TOLERANCE[dtype] * size, f"{name}, {result}: relative difference {error / size:.3g}"
-
-
-def results(name):
-    return CATALOGUE[name].updates + CATALOGUE[name].writes
-
-
 def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_share():
     parts = {"sum_weights", "finish_loss", "sum_squares", "cast_bf16", "advance"}
     assert set(OPERATIONS) == set(CATALOGUE) | parts
@@ -138,7 +67,7 @@ def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_sha
 def test_a_cuda_kernel_equals_the_reference_in_every_order_of_its_threads(
     run_cuda, name, changed, size, dtype
 ):
-    values = operands(size, name, dtype, changed)
+    values = operands(SIZES[size], name, dtype, changed)
     wanted = SIZES[size].run(name, values, CPU, **changed)
     for grid in GRIDS:
         found = in_all_orders(run_cuda, size, name, values, dtype, changed, grid)
@@ -158,7 +87,7 @@ SHARING = (
 @pytest.mark.parametrize("name", SHARING)
 def test_a_block_may_have_any_number_of_warps(run_cuda, name, grid, dtype):
     for size in ("small", "long"):
-        values = operands(size, name, dtype, {})
+        values = operands(SIZES[size], name, dtype, {})
         wanted = SIZES[size].run(name, values, CPU)
         found = launch(run_cuda, size, name, values, dtype, {}, grid, "random:4")
         compare(name, found, wanted, dtype, results(name))
@@ -168,7 +97,7 @@ def test_a_block_may_have_any_number_of_warps(run_cuda, name, grid, dtype):
 def test_rows_may_lie_apart_and_start_anywhere(run_cuda, name, dtype):
     """Accesses of 16 bytes are taken where they are possible, and change nothing."""
     for size in ("small", "packed"):
-        values = operands(size, name, dtype, {})
+        values = operands(SIZES[size], name, dtype, {})
         wanted = launch(run_cuda, size, name, values, dtype, {}, (1, 64))
         for gap, shift in ((0, 1), (3, 0), (4, 0), (4, 2)):
             found = launch(run_cuda, size, name, values, dtype, {}, (1, 64), "ascending", gap, shift)
@@ -184,7 +113,7 @@ def test_rows_may_lie_apart_and_start_anywhere(run_cuda, name, dtype):
 @pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
 def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
     for size, grid in (("small", (1, 32)), ("packed", (2, 64))):
-        values = {**operands(size, name, dtype, {}), absent: None}
+        values = {**operands(SIZES[size], name, dtype, {}), absent: None}
         wanted = SIZES[size].run(name, values, CPU)
         found = launch(run_cuda, size, name, values, dtype, {}, grid)
         compare(name, found, wanted, dtype, results(name))
@@ -193,7 +122,7 @@ def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
 def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_cuda, name, dtype):
     gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
-    values = {**operands("small", name, dtype, {}), **gone}
+    values = {**operands(SIZES["small"], name, dtype, {}), **gone}
     wanted = SMALL.run(name, values, CPU)
     compare(name, launch(run_cuda, "small", name, values, dtype, {}), wanted, dtype, results(name))
 
@@ -204,7 +133,7 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(run_cuda, nam
     spec = CATALOGUE[name]
     assert spec.in_place is not None
     written, read = spec.in_place
-    values = operands(size, name, dtype, {})
+    values = operands(SIZES[size], name, dtype, {})
     apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
     together[written] = together[read]
     for given in (apart, together):
@@ -219,7 +148,7 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(run_cuda, nam
 def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_cuda, name, changed, bad):
     """One entry of each float operand in turn, at a place drawn at random."""
     spec, rng = CATALOGUE[name], np.random.default_rng(5)
-    values = operands("small", name, "float64", changed)
+    values = operands(SIZES["small"], name, "float64", changed)
     # 0 times a lost weight: the reference leaves a decay of 0 out, and so a slot stays finite that is of no use
     no_decay = changed.get("weight_decay") == 0.0 or bool(changed.get("decoupled"))
     for operand in spec.reads + spec.updates:
@@ -275,7 +204,7 @@ def test_activations_over_the_whole_range_of_numbers(run_cuda, name, form, dtype
 def test_an_update_knows_how_many_were_before(run_cuda, name, dtype):
     """Bias corrections, decays of the rate, and the first velocity depend on it."""
     for update in (1, 7, 100_000):
-        values = operands("packed", name, dtype, {})
+        values = operands(SIZES["packed"], name, dtype, {})
         values["control"][UPDATE] = update
         wanted = SIZES["packed"].run(name, values, CPU)
         compare(name, launch(run_cuda, "packed", name, values, dtype, {}), wanted, dtype, results(name))
@@ -283,7 +212,7 @@ def test_an_update_knows_how_many_were_before(run_cuda, name, dtype):
 
 @pytest.mark.parametrize("name", SMALL.LEARNING)
 def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_cuda, name, dtype):
-    values = operands("packed", name, dtype, {})
+    values = operands(SIZES["packed"], name, dtype, {})
     values["control"][BAD_STEP] = 5
     found = launch(run_cuda, "packed", name, values, dtype, {}, (2, 64))
     for operand in CATALOGUE[name].updates:
@@ -295,7 +224,7 @@ LOSSES = [n for n in NAMES if "ring" in CATALOGUE[n].updates]
 
 @pytest.mark.parametrize("name", ["check_loss", "check_gradients", *LOSSES])
 def test_the_first_bad_step_stays_in_the_control_block(run_cuda, name):
-    values = operands("packed", name, "float64", {})
+    values = operands(SIZES["packed"], name, "float64", {})
     lost = {"check_loss": "ring", "check_gradients": "gradients"}.get(name, "output")
     values[lost][...] = np.nan
     found = launch(run_cuda, "packed", name, values, "float64", {}, (2, 64))
