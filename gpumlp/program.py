@@ -262,8 +262,16 @@ def _in_place(
     if written is None or read is None or written.arena != ACTIVATIONS or read.arena != ACTIVATIONS:
         return None
     whole = all(program.buffers[o.name].shape == o.shape for o in (written, read))
+    alike = written.dtype == read.dtype
     once = sum(o is not None and o.name == read.name for o in call.operands) == 1
-    if whole and once and written.name != read.name and first[written.name] == i and last[read.name] == i:
+    if (
+        whole
+        and alike
+        and once
+        and written.name != read.name
+        and first[written.name] == i
+        and last[read.name] == i
+    ):
         return written.name, read.name
     return None
 

@@ -53,8 +53,8 @@ class Trainer:
             unless given.
         threads: that share the work of each step on the CPU; None for a number by the network's size and by the
             CPUs that are there. The same number gives the same bits.
-        precision: of products of float32 matrices on a GPU: "float32", "tf32", or "bf16" with parameters and sums in
-            float32.
+        precision: of products of float32 matrices on a GPU: "float32", "tf32", or "bf16", which rounds what lies
+            between layers too; parameters, their gradients and sums stay in float32.
 
     Attributes:
         history: of the last `fit`.

@@ -228,6 +228,23 @@ _kernel(
     table=FOR_GPUS,
 )
 
+IN_BFLOAT16: dict[str, frozenset[str]] = {
+    "gather_rows": frozenset(["out"]),
+    "dropout": frozenset("xy"),
+    "dropout_grad": frozenset(["dy", "dx"]),
+    "gaussian_noise": frozenset("xy"),
+    "add_bias": frozenset("x"),
+    "copy": frozenset("xy"),
+    "column_sums": frozenset(["dy"]),
+    "matmul": frozenset("abc"),
+    **{name: frozenset(spec.operands) - {"mask"} for name, spec in FOR_GPUS.items() if "product" in name},
+}
+"""Operands that may be bfloat16, as uint16, on a GPU in programs of float32: a kernel computes in float32 and rounds
+what it stores. The vectors of a product, and what it saves, are of the type of its result."""
+for _name in ACTIVATIONS:
+    for _form in ("{}", "{}_grad", "bias_{}", "{}_grad_bias"):
+        IN_BFLOAT16[_form.format(_name)] = frozenset(CATALOGUE[_form.format(_name)].operands) - {"bias", "db"}
+
 MASK_COLUMNS = 128
 """Columns of a mask are rounded up to these many bits: the layout that cuBLASLt asks for."""
 

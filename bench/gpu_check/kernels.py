@@ -35,6 +35,7 @@ from .checks import PRODUCT_TOLERANCE, Array, Check, Context, Failed, Values, re
 from .examples import Examples, variants
 
 DTYPES = ("float32", "float64")
+COMPILED_FOR = (*DTYPES, "bf16")
 SIZES = {
     "small": Examples(5, 7, 33),
     "odd": Examples(67, 131, 4099),
@@ -83,7 +84,7 @@ class OneCall(DeviceExecutor):
 
 
 class Compiled:
-    """All kernels of both types, compiled at once; where that fails, each check compiles its own."""
+    """All kernels of every type, compiled at once; where that fails, each check compiles its own."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -98,13 +99,15 @@ class Compiled:
             self.kernels[dtype] = device.kernels(dtype, frozenset(OPERATIONS))
             return time.perf_counter() - start
 
-        with ThreadPoolExecutor(len(DTYPES)) as pool:
-            futures = {dtype: pool.submit(one, dtype) for dtype in DTYPES}
+        with ThreadPoolExecutor(len(COMPILED_FOR)) as pool:
+            futures = {dtype: pool.submit(one, dtype) for dtype in COMPILED_FOR}
         return {f"{dtype} seconds": future.result() for dtype, future in futures.items()}
 
 
 def checks(context: Context) -> list[Check]:
     """Each operation in each type, and that none is left out."""
+    from .bfloat16 import bfloat16_checks
+
     compiled = Compiled(context)
     found = [Check("compile", compiled.compile, limit=170)]
     for dtype in DTYPES:
@@ -113,8 +116,7 @@ def checks(context: Context) -> list[Check]:
             found.append(Check(f"{name} {dtype}", check, limit=60))
         run = functools.partial(check_advance, context, compiled, dtype)
         found.append(Check(f"advance {dtype}", run))
-    cast = functools.partial(check_cast, context, compiled)
-    found.append(Check("cast_bf16", cast))
+    found += bfloat16_checks(context, compiled)
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found
 
@@ -312,31 +314,6 @@ def check_advance(context: Context, compiled: Compiled, dtype: str) -> Values:
     if not np.array_equal(after, bad):
         raise Failed("the counters moved on after a bad step", {"found": after, "expected": bad})
     return {"steps": 4}
-
-
-def check_cast(context: Context, compiled: Compiled) -> Values:
-    """Rounding to bfloat16 gives the bits of the reference: to nearest even, infinities and NaN kept."""
-    rng = np.random.default_rng(1)
-    special = [0.0, -0.0, np.inf, -np.inf, 1e-40, 3.4e38, -3.4e38, 1.00390625, 1.01171875]
-    x = np.concatenate([special, rng.normal(size=4096) * 10.0 ** rng.integers(-30, 30, 4096)])
-    x = x.astype(np.float32)[: 4096 // 8 * 8].reshape(-1, 8)
-    x[7, 3] = np.nan
-    values: dict[str, np.ndarray | None] = {"x": x, "y": np.zeros(x.shape, np.uint16)}
-    found = call(context, "cast_bf16", values, {}, "float32", 0, compiled.kernels.get("float32"))["y"]
-    wanted = reference_cast(x)
-    nan = np.isnan(x)
-    if not np.array_equal(found[~nan], wanted[~nan]):
-        raise Failed(f"{(found[~nan] != wanted[~nan]).sum()} of {x.size} differ")
-    if not np.isnan((found[nan].astype(np.uint32) << 16).view(np.float32)).all():
-        raise Failed("a NaN became a number")
-    return {"numbers": int(x.size)}
-
-
-def reference_cast(x: np.ndarray) -> np.ndarray:
-    """Float32 values as the bits of bfloat16."""
-    y = np.zeros(x.shape, np.uint16)
-    kernel("cast_bf16")(np, x, y)
-    return y
 
 
 def check_coverage(context: Context, compiled: Compiled) -> Values:

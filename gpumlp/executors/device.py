@@ -132,9 +132,13 @@ class DeviceExecutor:
 
     # --- running -----------------------------------------------------------------------------------------------
 
+    def compiled_for(self, dtype: str) -> str:
+        """Return what kernels of programs of a type are compiled for, of `kernels.cuda.TYPES`."""
+        return "bf16" if self.precision == "bf16" and dtype == "float32" and self.uses_library else dtype
+
     def kernels(self, dtype: str) -> Kernels:
         """Return the compiled kernels of all programs that were prepared, as one module."""
-        return self.device.kernels(dtype, self._operations, resident=not self.uses_library)
+        return self.device.kernels(self.compiled_for(dtype), self._operations, resident=not self.uses_library)
 
     def launches(self, linked: Linked) -> list[Launch]:
         """Return what launches the steps of a linked program, one by one."""
@@ -188,5 +192,5 @@ def product_kind(kernel: str, call: Call, precision: str, last: bool = True) -> 
     turned = bool(call.scalars["transpose_a"]), bool(call.scalars["transpose_b"])
     inner = a.shape[0] if turned[0] else a.shape[1]
     return ProductKind(
-        kernel, *c.shape, inner, *turned, c.dtype, precision if c.dtype == "float32" else "float32", last
+        kernel, *c.shape, inner, *turned, c.dtype, "float32" if c.dtype == "float64" else precision, last
     )

@@ -12,9 +12,17 @@ from ..kernels import EPOCH, POSITION, SEED
 from ..kernels.cuda.device import Launch
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program
+from .bfloat16 import (
+    BFLOAT16,
+    DATA_COPY,
+    PARAMETERS_COPY,
+    keep_in_bfloat16,
+    parameters_copy,
+    use_bfloat16,
+)
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
-from .products import DATA_COPY, fuse_epilogues, use_bfloat16
+from .products import fuse_epilogues
 from .unfolding import unfold
 
 if TYPE_CHECKING:
@@ -91,24 +99,29 @@ class GraphExecutor(DeviceExecutor):
         def supports(kernel: str, call: Call, last: bool) -> bool:
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
-        casts = (use_bfloat16,) if self.precision == "bf16" and program.dtype == "float32" else ()
+        fusions = fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias
+        if self.compiled_for(program.dtype) != "bf16":
+            return (read_full_batch_in_place, *fusions)
+        n_parameters = len(self.memory.arenas["parameters"].flat(program.dtype))
         return (
             read_full_batch_in_place,
-            fuse_epilogues(supports),
-            fuse_bias_activation,
-            fuse_gradient_bias,
-            *casts,
+            keep_in_bfloat16(supports),
+            *fusions,
+            use_bfloat16(n_parameters),
         )
 
     def before_linking(self, programs: Sequence[Program]) -> None:
-        operands = (o for p in programs for call in p.calls for o in call.operands if o is not None)
-        if any(o.arena == DATA_COPY for o in operands) and DATA_COPY not in self.memory.arrays:
+        read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}
+        if PARAMETERS_COPY in read and PARAMETERS_COPY not in self.memory.arenas:
+            copy = parameters_copy(self.backend, self.memory.arenas["parameters"])
+            self.memory.arenas[PARAMETERS_COPY] = copy
+        if DATA_COPY in read and DATA_COPY not in self.memory.arrays:
             x = self.memory.arrays["X"]
-            copy = self.backend.allocate(2 * x.size)[: 2 * x.size].view("uint16").reshape(x.shape)
-            self.memory.arrays[DATA_COPY] = copy
+            memory = self.backend.allocate(2 * x.size)[: 2 * x.size]
+            self.memory.arrays[DATA_COPY] = memory.view(BFLOAT16).reshape(x.shape)
             self._operations.add("cast_bf16")
             whole = Operand("X", "", x.shape, str(x.dtype))
-            call = Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype="uint16")))
+            call = Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype=BFLOAT16)))
             program = Program((call,), {}, frozenset(), x.shape[0], str(x.dtype))
             none = Arena(self.backend, ())
             steps = unfold(program, self.memory, none, self._most_blocks(), self.uses_library)

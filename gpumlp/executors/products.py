@@ -1,4 +1,4 @@
-"""Rewrites that give products what stands around them: biases, activations, their gradients; and bfloat16 operands.
+"""Rewrites that give products what stands around them: biases, activations, their gradients.
 
 A library for products on a GPU does such an epilogue while the result is still in registers. Which of them it has
 depends on its version, the type and the shape: the rewrite asks `supports`, and leaves the others to kernels of their
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 from ..arena import Segment
-from ..kernels import kernel_spec, mask_bytes
+from ..kernels import ACTIVATIONS as ELEMENTWISE
+from ..kernels import mask_bytes
 from ..program import ACTIVATIONS, Call, Operand, Program
 from .lowering import Rewrite, substitute
 
@@ -24,14 +24,12 @@ PRODUCTS = frozenset(
 )
 """Names of all calls that are a product of matrices."""
 
-DATA_COPY = "X.bf16"
-"""The array that holds the data in bfloat16."""
-
 FUSED_ACTIVATIONS = ("relu", "gelu_tanh")
 
 
 Supports = Callable[[str, Call, bool], bool]
-"""Whether a ``matmul`` call may become the product of a name, with its last operand or without."""
+"""Whether a ``matmul`` call, whose result tells the type, may become the product of a name, with its last operand or
+without."""
 
 
 def fuse_epilogues(supports: Supports) -> Rewrite:
@@ -70,43 +68,56 @@ class _Fusion:
         self.dropped.update(range(i + 1, i + 1 + folded))
         return True
 
+    def _has(self, kernel: str, call: Call, result: Operand, last: bool = True) -> bool:
+        """Whether the library has the product with `result` in the place of c."""
+        return self.supports(kernel, replace(call, operands=(*call.operands[:2], result)), last)
+
     def _bias(self, i: int) -> bool:
         a, b, c = self.calls[i].operands
         bias = self._next(i)
         if bias is None or bias.kernel != "add_bias" or bias.operands[1] != c:
             return False
+        added = bias.operands[0]
+        assert added is not None
+        assert c is not None
         activation = self._next(i + 1)
-        if activation is not None and activation.kernel in FUSED_ACTIVATIONS and activation.operands[0] == c:
+        if activation is not None and (activation.kernel not in ELEMENTWISE or activation.operands[0] != c):
+            activation = None
+        if activation is not None and activation.kernel in FUSED_ACTIVATIONS:
             kernel, y = f"product_bias_{activation.kernel}", activation.operands[1]
+            assert y is not None
             saved = self._saved(activation.kernel, c, y, i)
-            if self.supports(kernel, self.calls[i], saved is not None):
-                if saved is not None and activation.kernel == "relu":
+            is_mask = activation.kernel == "relu"
+            # what else is saved is of the type of the result
+            if (saved != c or c.dtype == y.dtype) and self._has(kernel, self.calls[i], y, saved is not None):
+                if saved is not None and is_mask:
                     self._keep_mask(y, saved)
-                return self._make(i, kernel, a, b, bias.operands[0], y, saved, folded=2)
-        if self.supports("product_bias", self.calls[i], True):
-            return self._make(i, "product_bias", a, b, bias.operands[0], c, folded=1)
+                return self._make(i, kernel, a, b, added, y, saved, folded=2)
+        # in bfloat16 the library would read a rounded bias, and the kernel of an activation reads it as it is
+        left = activation is not None and c.dtype != added.dtype
+        if not left and self._has("product_bias", self.calls[i], c):
+            return self._make(i, "product_bias", a, b, added, c, folded=1)
         return False
 
-    def _saved(self, kernel: str, x: Operand | None, y: Operand | None, i: int) -> Operand | None:
+    def _saved(self, kernel: str, x: Operand, y: Operand, i: int) -> Operand | None:
         """What the gradient of a fused activation will read beside or in place of y; None where nothing does."""
-        assert x is not None
-        assert y is not None
-        later = self.calls[i + 3 :]
         if kernel == "gelu_tanh":
-            return x if any(x in c.operands for c in later) else None
-        for before, gradient in pairwise(later):
+            return x if any(x in c.operands for c in self.calls[i + 3 :]) else None
+        for k in range(i + 3, len(self.calls) - 1):
+            before, gradient = self.calls[k : k + 2]
             if (
                 before.kernel == "matmul"
                 and gradient.kernel == "relu_grad"
                 and gradient.operands[:2] == (y, before.operands[2])
-                and self.supports("product_relu_grad", before, True)
             ):
-                shape = (y.shape[0], mask_bytes(y.shape[1]))
-                return Operand(ACTIVATIONS, f"{y.name}.mask", shape, "uint8")
+                dx = gradient.operands[2]
+                assert dx is not None
+                if self._has("product_relu_grad", before, dx, bool(self._sums(dx, k + 2))):
+                    shape = (y.shape[0], mask_bytes(y.shape[1]))
+                    return Operand(ACTIVATIONS, f"{y.name}.mask", shape, "uint8")
         return None
 
-    def _keep_mask(self, y: Operand | None, mask: Operand) -> None:
-        assert y is not None
+    def _keep_mask(self, y: Operand, mask: Operand) -> None:
         self.buffers[mask.name] = Segment(mask.name, mask.shape, mask.dtype)
         self.masks[y.name] = mask
 
@@ -122,20 +133,29 @@ class _Fusion:
             return False
         saved, _, dx = gradient.operands
         assert saved is not None
+        assert dx is not None
         kernel = f"product_{gradient.kernel}"
         mask = self.masks.get(saved.name) if gradient.kernel == "relu_grad" else saved
-        sums = [
-            k
-            for k in range(i + 2, len(self.calls))
-            if k not in self.dropped
-            and self.calls[k].kernel == "column_sums"
-            and self.calls[k].operands[0] == dx
-        ]
-        if mask is None or not self.supports(kernel, self.calls[i], bool(sums)):
+        if mask is None or (mask == saved and saved.dtype != dx.dtype):
+            return False
+        sums = self._sums(dx, i + 2)
+        if not self._has(kernel, self.calls[i], dx, bool(sums)):
             return False
         db = self.calls[sums[0]].operands[1] if sums else None
         self.dropped.update(sums[:1])
         return self._make(i, kernel, a, b, mask, dx, db, folded=1)
+
+    def _sums(self, dx: Operand, start: int) -> list[int]:
+        """Where the columns of `dx` are summed into a vector of its type, as the library does it."""
+        found = []
+        for k in range(start, len(self.calls)):
+            call = self.calls[k]
+            if k not in self.dropped and call.kernel == "column_sums" and call.operands[0] == dx:
+                db = call.operands[1]
+                assert db is not None
+                if db.dtype == dx.dtype:
+                    found.append(k)
+        return found
 
     def _bias_gradient(self, i: int) -> bool:
         """The sums of the columns of the second operand, right behind the product."""
@@ -151,46 +171,3 @@ class _Fusion:
         ):
             return False
         return self._make(i, "product_bias_grad", a, b, c, sums.operands[1], folded=1)
-
-
-def use_bfloat16(program: Program) -> Program:
-    """Let every product read bfloat16 copies of its operands; results stay in float32, and so do the parameters.
-
-    A copy is made before the first product that reads it and serves all others until its original is written again.
-    That of the data, where products read them in place, is for the executor to make: see `DATA_COPY`.
-    """
-    calls: list[Call] = []
-    buffers = dict(program.buffers)
-    marks = dict(program.marks)
-    copies: dict[Operand, Operand] = {}
-
-    def copy(operand: Operand, layer: str) -> Operand:
-        if operand.arena == "X":
-            return replace(operand, arena=DATA_COPY, dtype="uint16")
-        if operand not in copies:
-            name = f"bf16.{len(copies)}.{len(calls)}"
-            buffers[name] = Segment(name, operand.shape, "uint16")
-            copies[operand] = Operand(ACTIVATIONS, name, operand.shape, "uint16")
-            calls.append(Call("cast_bf16", (operand, copies[operand]), {}, layer))
-        return copies[operand]
-
-    for i, call in enumerate(program.calls):
-        for name, place in program.marks.items():
-            if place == i:
-                marks[name] = len(calls)
-        operands = call.operands
-        if call.kernel in PRODUCTS:
-            a, b, *others = operands
-            assert a is not None
-            assert b is not None
-            operands = (copy(a, call.layer), copy(b, call.layer), *others)
-        new = replace(call, operands=operands)
-        calls.append(new)
-        changed = [o for o in new.operands[len(kernel_spec(new.kernel).reads) :] if o is not None]
-        copies = {o: c for o, c in copies.items() if not any(_is_part(o, w) for w in changed)}
-    return replace(program, calls=tuple(calls), buffers=buffers, marks=marks)
-
-
-def _is_part(operand: Operand, of: Operand) -> bool:
-    """Whether writing `of` changes `operand`: the same tensor, or the whole arena."""
-    return operand.arena == of.arena and of.name in ("", operand.name)

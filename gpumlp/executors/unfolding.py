@@ -114,12 +114,13 @@ def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     matrix, db = step.places[-2], step.places[-1]
     assert matrix is not None
     assert db is not None
+    size = db.itemsize  # the matrix may be in bfloat16
     count = shares(matrix.rows, matrix.columns, THREADS, most_blocks)
     if count == 1:
         yield step
         return
-    step.partial = backend.allocate(count * matrix.columns * matrix.itemsize)
-    sums = Place(address(step.partial), count, matrix.columns, matrix.columns, matrix.itemsize)
+    step.partial = backend.allocate(count * matrix.columns * size)
+    sums = Place(address(step.partial), count, matrix.columns, matrix.columns, size)
     step.places = [*step.places[:-1], sums]
     step.blocks = -(-matrix.columns // lanes(matrix.columns)) * count
     yield step
@@ -189,7 +190,8 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
             continue
         values[i, : len(step.scalars)] = step.scalars
         place = own.get(id(step.scratch_of or step), 0)
-        row[:OPERANDS] = OPERATIONS[step.operation].code, 0, scalars + 64 * i, place
+        halves = sum(1 << k for k, o in enumerate(step.places) if o is not None and o.itemsize == 2)
+        row[:OPERANDS] = OPERATIONS[step.operation].code, halves, scalars + 64 * i, place
         for k, operand in enumerate(step.places):
             if operand is not None:
                 first = OPERANDS + OPERAND_WIDTH * k

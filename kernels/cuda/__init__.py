@@ -39,9 +39,10 @@ Grid = Literal["elements", "rows", "columns", "one", "tiles"]
 FILES = ("common", "activations", "batches", "losses", "normalisation", "optimizers", "products")
 """Files of the translation unit, in order; a file uses those before it."""
 
-TYPES = {"float32": "float", "float64": "double"}
+TYPES = {"float32": "float", "float64": "double", "bf16": "float"}
+"""What is computed in, by what the text is compiled for; "bf16" is float32 with operands that may be bfloat16."""
 
-PACK = 4  # elements that a thread takes at once
+PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 RESIDENT_THREADS = 256  # of a block of the resident kernel
@@ -165,14 +166,15 @@ def _text(file: str) -> str:
     return Path(__file__).with_name(f"{file}.cuh").read_text(encoding="utf-8")
 
 
-def _constants() -> str:
+def _constants(mixed: bool) -> str:
     """What the text shares with Python, so that each is stated once."""
     control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
     control |= {"BAD_STEP": BAD_STEP, "POSITION": POSITION, "CONTROL_SIZE": CONTROL_SIZE}
     layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
     layout |= {
         "MAX_OPERANDS": MAX_OPERANDS,
-        "PACK": PACK,
+        "PACK": 2 * PACK if mixed else PACK,
+        "MIXED": int(mixed),
         "TILE": TILE,
         "WARP": WARP,
         "SCRATCH_BYTES": SCRATCH_BYTES,
@@ -200,7 +202,7 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
     It has a kernel ``extern "C" __global__ void gpumlp_NAME(const Row row)`` for each operation.
 
     Args:
-        dtype: "float32" or "float64".
+        dtype: "float32", "float64" or "bf16": see `TYPES`.
         operations: names of `OPERATIONS`; None takes all.
         walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
 
@@ -208,7 +210,7 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
         ValueError: a type or an operation that there is not.
     """
     if dtype not in TYPES:
-        raise ValueError(f"dtype is {dtype!r}; the kernels are compiled for {' or '.join(TYPES)}")
+        raise ValueError(f"dtype is {dtype!r}; the kernels are compiled for {', '.join(TYPES)}")
     chosen = sorted(set(OPERATIONS if operations is None else operations))
     if unknown := [name for name in chosen if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
@@ -217,7 +219,11 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
         'extern "C" __global__ void gpumlp_{name}(const __grid_constant__ Row row) {{\n'
         "  {name}<{real}>(row, Block{{(int)blockIdx.x, (int)gridDim.x}});\n}}\n"
     )
-    parts = [_constants(), *map(_text, FILES), *(kernel.format(name=name, real=real) for name in chosen)]
+    parts = [
+        _constants(dtype == "bf16"),
+        *map(_text, FILES),
+        *(kernel.format(name=name, real=real) for name in chosen),
+    ]
     if walker:
         parts += [_perform(chosen, real), _text("walker")]
     return "\n".join(parts)

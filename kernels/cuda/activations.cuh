@@ -155,8 +155,12 @@ __device__ void activate_grad_bias(const Row& row, Block block, F f) {
   const Matrix<T> saved = matrix<T>(row, 0), dy = matrix<T>(row, 1), dx = matrix<T>(row, 2);
   sum_columns(
       saved.rows, saved.columns, matrix<T>(row, 3), block,
-      [&](long long i, long long j) { return Pair<T>{*saved.at(i, j), *dy.at(i, j)}; },
-      [&](const Pair<T>& v, long long i, long long j) { return *dx.at(i, j) = v.second * f.slope(v.first); });
+      [&](long long i, long long j) { return Pair<T>{element(saved, i, j), element(dy, i, j)}; },
+      [&](const Pair<T>& v, long long i, long long j) {
+        const T gradient = v.second * f.slope(v.first);
+        set_element(dx, i, j, gradient);
+        return gradient;
+      });
 }
 
 #define ACTIVATION(name, Functor)                                           \

@@ -76,11 +76,11 @@ __device__ void gather_rows(const Row& row, Block block) {
   const long long packs = aligned(source) && aligned(out) ? out.columns / PACK : 0, done = packs * PACK;
   for_each_place(out.rows, packs, block, [&](long long i, long long j) {
     T v[PACK];
-    load<PACK>(v, source.at(index[i], j * PACK));
-    store<PACK>(out.at(i, j * PACK), v);
+    load<PACK>(v, source, index[i], j * PACK);
+    store<PACK>(out, i, j * PACK, v);
   });
   for_each_place(out.rows, out.columns - done, block,
-                 [&](long long i, long long j) { *out.at(i, done + j) = *source.at(index[i], done + j); });
+                 [&](long long i, long long j) { set_element(out, i, done + j, element(source, index[i], done + j)); });
 }
 
 template <typename V>
@@ -122,7 +122,8 @@ __device__ void dropout(const Row& row, Block block) {
   for_each_word(row, block, DROPOUT, [&](const Words& words, long long i, long long j, long long apart, int count) {
 #pragma unroll
     for (int u = 0; u < 4; u++)  // a product and not a selection: NaN stays NaN in a dropped place too
-      if (u < count) *y.at(i, j + u * apart) = *x.at(i, j + u * apart) * (words.lane[u] >= threshold ? kept : T(0));
+      if (u < count)
+        set_element(y, i, j + u * apart, element(x, i, j + u * apart) * (words.lane[u] >= threshold ? kept : T(0)));
   });
 }
 
@@ -145,7 +146,8 @@ __device__ void gaussian_noise(const Row& row, Block block) {
       const double normals[2] = {size * cospi(half_turns), size * sinpi(half_turns)};
 #pragma unroll
       for (int v = 0; v < 2; v++)
-        if (u + v < count) *y.at(i, j + (u + v) * apart) = *x.at(i, j + (u + v) * apart) + T(std * normals[v]);
+        if (u + v < count)
+          set_element(y, i, j + (u + v) * apart, element(x, i, j + (u + v) * apart) + T(std * normals[v]));
     }
   });
 }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import FOR_GPUS
-from ..reference import kernel
+from ..reference import kernel, kernel_in_bfloat16
 from . import host
 from .device import Launch, Product, ProductKind
 
@@ -153,7 +153,8 @@ class HostDevice:
     def product(self, product: Product) -> Launch:
         if self._capturing:
             raise RuntimeError("the algorithm of a product was chosen while a graph was captured")
-        run: Callable[..., None] = kernel(product.kernel)
+        halves = product.precision == "bf16"
+        run: Callable[..., None] = kernel_in_bfloat16(product.kernel) if halves else kernel(product.kernel)
         a, b, *others = product.operands
         assert a is not None
         assert b is not None
@@ -162,7 +163,7 @@ class HostDevice:
         def launch() -> None:
             given = (_to_tf32(a), _to_tf32(b)) if rounded else (a, b)
             with np.errstate(all="ignore"):
-                run(np, *given, *others, transpose_a=product.transpose_a, transpose_b=product.transpose_b)
+                run(np, *given, *others, product.transpose_a, product.transpose_b)
 
         return self.in_stream(launch)
 

@@ -156,7 +156,7 @@ template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
   const Matrix<T> dy = matrix<T>(row, 0);
   sum_columns(
-      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](long long i, long long j) { return *dy.at(i, j); },
+      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](long long i, long long j) { return element(dy, i, j); },
       [](T v, long long, long long) { return v; });
 }
 
@@ -167,25 +167,6 @@ __device__ void copy(const Row& row, Block block) {
   elementwise<1, 2>(operands, block, [&](T(&v)[2]) { v[1] = v[0]; });
 }
 
-// The upper half of a float, rounded to nearest, ties to even. NaN stays NaN: rounding could carry into its sign.
-__device__ __forceinline__ unsigned short bfloat16(float x) {
-  const unsigned bits = __float_as_uint(x);
-  if (x != x) return (unsigned short)(bits >> 16 | 0x40);
-  return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// A double goes through float, rounded to odd, so that it is not rounded to a tie first: the last bit of an inexact
-// float towards 0 is set.
-__device__ __forceinline__ unsigned short bfloat16(double x) {
-  float near = (float)x;
-  if ((double)near != x && x == x) {
-    unsigned bits = __float_as_uint(near);
-    if (fabs((double)near) > fabs(x)) bits -= 1;
-    near = __uint_as_float(bits | 1);
-  }
-  return bfloat16(near);
-}
-
 // y = x as bfloat16: operands x, y (unsigned short).
 template <typename T>
 __device__ void cast_bf16(const Row& row, Block block) {
@@ -193,16 +174,12 @@ __device__ void cast_bf16(const Row& row, Block block) {
   const Matrix<unsigned short> y = matrix<unsigned short>(row, 1);
   const bool flat = x.rows == 1 || (x.stride == x.columns && y.stride == y.columns);
   const long long rows = flat ? 1 : x.rows, columns = flat ? x.rows * x.columns : x.columns;
-  const bool wide = (flat || aligned(x)) && (reinterpret_cast<long long>(x.data) & 15) == 0 &&
-                    ((reinterpret_cast<long long>(y.data) | (flat ? 0 : y.stride * 2)) & 7) == 0;
+  const bool wide = aligned(x, flat) && aligned(y, flat);
   const long long packs = wide ? columns / PACK : 0, done = packs * PACK;
   for_each_place(rows, packs, block, [&](long long i, long long j) {
     T v[PACK];
     load<PACK>(v, x.at(i, j * PACK));
-    unsigned long long four = 0;
-#pragma unroll
-    for (int w = 0; w < PACK; w++) four |= (unsigned long long)bfloat16(v[w]) << (16 * w);
-    *reinterpret_cast<unsigned long long*>(y.at(i, j * PACK)) = four;
+    store_halves<PACK>(y.at(i, j * PACK), v);
   });
   for_each_place(rows, columns - done, block,
                  [&](long long i, long long j) { *y.at(i, done + j) = bfloat16(*x.at(i, done + j)); });

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .. import CATALOGUE
+from .. import CATALOGUE, IN_BFLOAT16, kernel_spec
 from . import activations, batches, epilogues, fused, losses, normalisation, optimizers, products
 
 MODULES = (batches, products, activations, normalisation, losses, optimizers)
@@ -22,6 +22,27 @@ def kernel(name: str) -> Callable[..., None]:
         KeyError: no kernel of that name is in the catalogue.
     """
     return KERNELS[name] if name in KERNELS else FOR_GPUS[name]
+
+
+def kernel_in_bfloat16(name: str) -> Callable[..., None]:
+    """Return the same kernel for operands of which some are bfloat16 in uint16: see `gpumlp.kernels.IN_BFLOAT16`.
+
+    It computes in float32; what it writes is rounded once, to nearest even.
+    """
+    spec, run, halves = kernel_spec(name), kernel(name), IN_BFLOAT16[name]
+    count = len(spec.operands)
+
+    def rounded(xp: Any, *given: Any, **scalars: Any) -> None:
+        wide = list(given)
+        for k, (operand, value) in enumerate(zip(spec.operands, given, strict=False)):
+            if operand in halves and value is not None and value.dtype == xp.uint16:
+                wide[k] = products.from_bfloat16(xp, value)
+        run(xp, *wide, **scalars)
+        for k in range(len(spec.reads), count):
+            if wide[k] is not given[k]:
+                given[k][...] = products.to_bfloat16(xp, wide[k])
+
+    return rounded
 
 
 def _collect() -> dict[str, Callable[..., None]]:

@@ -57,7 +57,7 @@ def product_bias_grad(
     xp: Any, a: Array, b: Array, c: Array, db: Array, transpose_a: bool, transpose_b: bool
 ) -> None:
     products.matmul(xp, a, b, c, transpose_a, transpose_b)
-    products.column_sums(xp, products.as_float(xp, b), db)
+    products.column_sums(xp, b, db)
 
 
 def product_relu_grad(

@@ -4,62 +4,12 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp.executors import EagerExecutor
 from gpumlp.executors.lowering import lower
-from gpumlp.executors.products import fuse_epilogues, use_bfloat16
-from gpumlp.kernels import FOR_GPUS
+from gpumlp.executors.products import fuse_epilogues
 from gpumlp.kernels.reference.epilogues import pack_mask, unpack_mask
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
-from gpumlp.losses import get_loss
-from gpumlp.program import Builder, Memory, new_control
-from gpumlp.step import RING, DataShape, training_plan
-
-ALL = frozenset(name for name in FOR_GPUS if name.startswith("product"))
-
-
-def having(names):
-    """A library that has the products of these names."""
-    return lambda kernel, call, last: kernel in names
-
-
-def network(activation: str, dropout: float = 0.0) -> gm.Sequential:
-    return gm.mlp(
-        (7, 130, 6, 3), activation=activation, dropout=dropout, seed=3, device="cpu", dtype="float64"
-    )
-
-
-def step_program(net):
-    return training_plan(
-        net, get_loss("cross_entropy"), gm.SGD(0.1), DataShape(20, 20, 7, (), False), 8, False
-    )
-
-
-def memory_of(net, rng):
-    arrays = {
-        "control": new_control(0),
-        "rates": np.full(RING, 0.1),
-        "ring": np.zeros((RING, 2)),
-        "X": rng.normal(size=(20, 7)).astype(net.dtype),
-        "y": rng.integers(0, 3, 20),
-        "rows": np.arange(20),
-        "index": np.arange(20),
-    }
-    return Memory(net.arenas(), arrays)
-
-
-def kernels_of(program):
-    return [call.kernel for call in program.calls]
-
-
-def run(net, rewrites):
-    """Parameters and gradients after one step of the rewritten program on the eager executor."""
-    plan = step_program(net)
-    executor = EagerExecutor(net.backend, memory_of(net, np.random.default_rng(0)))
-    executor.prepare(lower(plan.batch, rewrites))
-    for source, _ in list(executor._linked.values()):
-        executor.execute(source)
-    return net.gradients.to_host(), net.state_dict()
-
+from gpumlp.program import Builder
+from tests.executors.programs import ALL, having, kernels_of, network, run, step_program
 
 LIBRARIES = {
     "all": ALL,
@@ -85,7 +35,7 @@ def test_a_step_with_epilogues_gives_the_same_gradients_and_parameters(
 
 
 def test_a_relu_network_keeps_no_bias_activation_or_column_sum_of_its_own():
-    found = kernels_of(lower(step_program(network("relu")).batch, (fuse_epilogues(having(ALL)),)))
+    found = kernels_of(lower(step_program(network("relu")), (fuse_epilogues(having(ALL)),)))
     assert not {"matmul", "add_bias", "relu", "relu_grad", "column_sums"} & set(found) - {"matmul"}
     assert found.count("product_bias_relu") == 2
     assert found.count("product_bias") == 1
@@ -97,12 +47,12 @@ def test_a_relu_network_keeps_no_bias_activation_or_column_sum_of_its_own():
 
 
 def test_what_is_not_supported_stays_as_it_was():
-    program = step_program(network("relu")).batch
+    program = step_program(network("relu"))
     assert kernels_of(lower(program, (fuse_epilogues(having(())),))) == kernels_of(program)
 
 
 def test_a_relu_whose_gradient_does_not_follow_a_product_keeps_no_mask():
-    program = lower(step_program(network("relu", dropout=0.5)).batch, (fuse_epilogues(having(ALL)),))
+    program = lower(step_program(network("relu", dropout=0.5)), (fuse_epilogues(having(ALL)),))
     products = [c for c in program.calls if c.kernel == "product_bias_relu"]
     assert [c.operands[-1] for c in products] == [None, None]
     assert "relu_grad" in kernels_of(program)
@@ -134,30 +84,3 @@ def test_bfloat16_is_rounded_to_nearest_even():
 def test_bfloat16_keeps_every_nan():
     nans = np.array([0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x7FFFFFFF], np.uint32).view(np.float32)
     assert np.isnan(from_bfloat16(np, to_bfloat16(np, nans))).all()
-
-
-def test_bfloat16_copies_are_made_once_for_all_products_that_read_them():
-    net = gm.mlp((7, 130, 6, 3), seed=3, device="cpu")
-    program = lower(step_program(net).batch, (fuse_epilogues(having(ALL)), use_bfloat16))
-    copied = [str(c.operands[0]) for c in program.calls if c.kernel == "cast_bf16"]
-    assert len(copied) == len(set(copied))
-    for call in program.calls:
-        if call.kernel == "matmul" or call.kernel.startswith("product"):
-            assert [o.dtype for o in call.operands[:2] if o is not None] == ["uint16", "uint16"]
-
-
-def test_a_step_with_bfloat16_operands_is_near_the_exact_one(assert_close):
-    plain = run(gm.mlp((7, 130, 6, 3), seed=3, device="cpu"), ())[0]
-    rounded = run(gm.mlp((7, 130, 6, 3), seed=3, device="cpu"), (fuse_epilogues(having(ALL)), use_bfloat16))[
-        0
-    ]
-    for name in plain:
-        assert_close(rounded[name], plain[name], 2e-2)
-    assert any((rounded[name] != plain[name]).any() for name in plain)
-
-
-def test_the_marks_of_a_program_still_stand_before_the_same_calls():
-    program = step_program(gm.mlp((7, 130, 6, 3), seed=3, device="cpu")).batch
-    changed = lower(program, (fuse_epilogues(having(ALL)), use_bfloat16))
-    assert changed.calls[changed.marks["update"]].kernel == program.calls[program.marks["update"]].kernel
-    assert changed.calls[changed.marks["backward"] - 1].kernel == "check_loss"

@@ -42,6 +42,8 @@ def operands(
 
 
 def fill(value: np.ndarray) -> Any:
+    if value.dtype == np.uint16:
+        return 0x7FC1  # a NaN of bfloat16
     return np.nan if value.dtype.kind == "f" else -(10**6)
 
 

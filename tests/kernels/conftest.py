@@ -12,7 +12,7 @@ from gpumlp.arena import Arena
 from gpumlp.executors.linking import encode, instruct, work_bytes
 from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
 from gpumlp.kernels.cpu import address
-from gpumlp.kernels.cuda import OPERATIONS, host
+from gpumlp.kernels.cuda import OPERATIONS, TYPES, host
 from gpumlp.kernels.layout import WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
 
@@ -109,7 +109,7 @@ def run_cuda(host_compiler) -> Callable[..., None]:
 
     A matrix may be some columns of a wider one. A loss is all of its operations.
     """
-    modules = {dtype: host.HostModule(dtype) for dtype in ("float32", "float64")}
+    modules = {dtype: host.HostModule(dtype) for dtype in TYPES}
 
     def run(kernel, arrays, scalars, dtype, blocks=1, threads=32, order="ascending"):
         _run_on_host(modules[dtype], kernel, arrays, scalars, dtype, blocks, threads, order)

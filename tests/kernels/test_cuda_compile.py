@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 
+from gpumlp.kernels import IN_BFLOAT16
 from gpumlp.kernels.cuda import OPERATIONS, SCRATCH_BYTES, source
 
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
 CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
+# What may read or write bfloat16, and an update.
+HALVES = sorted({*IN_BFLOAT16, "cast_bf16", "adam"} & set(OPERATIONS))
 UNITS = [
     *(("sm_90", "float32", NAMES[start::3], False) for start in range(3)),
     *(("sm_75", "float64", NAMES[start::3], False) for start in range(3)),
     *((arch, "float32", CORE, True) for arch in ("sm_80", "sm_90", "sm_100")),
     ("sm_86", "float64", CORE, True),
+    *((arch, "bf16", HALVES[start::2], False) for start, arch in enumerate(("sm_80", "sm_90"))),
 ]
 
 
@@ -104,7 +108,7 @@ def test_the_text_is_the_same_every_time_and_in_every_order_of_names() -> None:
 @pytest.mark.parametrize(
     ("dtype", "names", "message"),
     [
-        ("float16", None, "dtype is 'float16'.*float32 or float64"),
+        ("float16", None, "dtype is 'float16'.*float32, float64, bf16"),
         ("float32", ["reluu"], "no operation 'reluu'"),
     ],
 )

@@ -33,6 +33,7 @@ from gpumlp.kernels.cuda import OPERATIONS, cupy_device, host
 from gpumlp.kernels.cuda.cublaslt import EPILOGUES
 from gpumlp.kernels.cuda.device import ProductKind
 from gpumlp.kernels.layout import ROW_WIDTH
+from gpumlp.kernels.reference.products import to_bfloat16
 
 # --- CuPy ---------------------------------------------------------------------------------------------------------
 
@@ -222,7 +223,8 @@ class RawModule:
     def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", name_expressions=None):
         CUDA.modules += 1
         self.code, self.device = code, CUDA.device
-        self.built = host.HostModule("float64" if "<double>(row, Block" in code else "float32")
+        mixed, double = "MIXED = 1" in code, "<double>(row, Block" in code
+        self.built = host.HostModule("bf16" if mixed else "float64" if double else "float32")
 
     def get_function(self, name):
         check(CUDA.here.captures is None, "a module is loaded while a stream is captured")
@@ -382,6 +384,11 @@ def as_numbers(matrix):
     return matrix.astype(np.float64)
 
 
+def store(numbers, target):
+    """Numbers as a matrix of the library's keeps them."""
+    target[...] = to_bfloat16(np, numbers) if target.dtype == np.uint16 else numbers
+
+
 def gelu_parts(x):
     t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
     slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x * x)
@@ -517,18 +524,17 @@ class FakeCublasLt(types.ModuleType):
         assert (left.shape[0], right.shape[1]) == d.shape
         assert left.shape[1] == right.shape[0]
         with np.errstate(all="ignore"):
-            d[...] = self._epilogue(given, left, left @ right, d.dtype)
+            store(self._epilogue(given, left, left @ right, layouts[2][0]), d)
 
-    def _epilogue(self, given, left, x, dtype):
+    def _epilogue(self, given, left, x, kind):
         epilogue, (m, n) = given["EPILOGUE"], x.shape
         if epilogue in (DRELU, DRELU | 16, DGELU, DGELU | 16, BGRADA) and left.shape[1] == 1:
             return np.full_like(x, np.nan)  # which nvmath refuses, as the library computes something else
-        kind = CUDA_TYPES.CUDA_R_64F if dtype == np.float64 else CUDA_TYPES.CUDA_R_32F
-        vector = None
+        vector = None  # of the type of the result, as what is saved is
         if "BIAS_POINTER" in given:
             vector = column_major(given["BIAS_POINTER"], (kind, m, 1, m))
         if epilogue & BIAS:
-            x = x + vector
+            x = x + as_numbers(vector)
         if "EPILOGUE_AUX_POINTER" in given:
             ld, pointer = given["EPILOGUE_AUX_LD"], given["EPILOGUE_AUX_POINTER"]
             check(pointer % 16 == 0, "an auxiliary matrix that is not aligned to 16 bytes")
@@ -546,16 +552,16 @@ class FakeCublasLt(types.ModuleType):
             return np.maximum(x, 0)
         if epilogue in (GELU | BIAS | AUX, GELU | BIAS):
             if epilogue & AUX:
-                saved[...] = x
-            return gelu_parts(x.astype(dtype).astype(np.float64))[0]
+                store(x, saved)
+            return gelu_parts(x)[0]
         if epilogue in (DRELU, DRELU | 16):
             x = x * np.unpackbits(bits, axis=1, count=m, bitorder="little").T
         elif epilogue in (DGELU, DGELU | 16):
-            x = x * gelu_parts(saved.astype(np.float64))[1]
+            x = x * gelu_parts(as_numbers(saved))[1]
         if epilogue == BGRADA:
-            vector[:, 0] = left.sum(axis=1)
+            store(left.sum(axis=1), vector[:, 0])
         elif epilogue & 16:
-            vector[:, 0] = x.sum(axis=1)
+            store(x.sum(axis=1), vector[:, 0])
         return x
 
 
@@ -716,7 +722,8 @@ def test_a_graph_takes_epilogues_along(gpu, monkeypatch):
     [
         ("float32", ("COMPUTE_32F", "CUDA_R_32F", "CUDA_R_32F", "CUDA_R_32F")),
         ("tf32", ("COMPUTE_32F_FAST_TF32", "CUDA_R_32F", "CUDA_R_32F", "CUDA_R_32F")),
-        ("bf16", ("COMPUTE_32F", "CUDA_R_16BF", "CUDA_R_16BF", "CUDA_R_32F")),
+        ("bf16", ("COMPUTE_32F", "CUDA_R_16BF", "CUDA_R_16BF", "CUDA_R_32F")),  # gradients of the weights
+        ("bf16", ("COMPUTE_32F", "CUDA_R_16BF", "CUDA_R_16BF", "CUDA_R_16BF")),  # what lies between layers
     ],
 )
 def test_products_are_of_the_precision_that_was_asked_for(precision, types_of_a_product, gpu, monkeypatch):
@@ -731,7 +738,10 @@ KINDS = [
     ProductKind(name, 40, 24, inner, ta, tb, dtype, precision)
     for name in EPILOGUES
     for ta, tb in ((False, False), (True, False), (False, True))
-    for dtype, precision in (("float32", "float32"), ("float32", "bf16"), ("float64", "float32"))
+    for dtype, precision in (
+        *(("float32", "float32"), ("float32", "tf32"), ("float64", "float32")),
+        *(("float32", "bf16"), ("uint16", "bf16")),
+    )
     for inner in (1, 17)
     if name != "product_bias_grad" or ta  # weights' gradients alone have it
 ]
@@ -741,6 +751,24 @@ KINDS = [
 def test_every_product_is_described_as_the_library_computes_it(product, gpu):
     has_gradient = product.kernel.endswith("grad")
     assert gpu().device.supports_product(product) is not (has_gradient and product.inner == 1)
+
+
+@pytest.mark.parametrize("lost", [0.0, 5.0])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_gradient_of_relu_may_select_by_its_mask_where_a_nan_times_0_is_nan(
+    last, lost, gpu, library, monkeypatch
+):
+    """Nothing is lost by 0: the gradient above has the NaN. Another number there is wrong."""
+    right = library._epilogue
+
+    def selecting(given, left, x, kind):
+        masked = right(given, left, np.ones_like(x), kind) == 0
+        product = right(given, left, np.where(masked, 0, x), kind)  # writes the sums of the columns too
+        return np.where(masked & np.isnan(x), lost, product)
+
+    monkeypatch.setattr(library, "_epilogue", selecting)
+    kind = ProductKind("product_relu_grad", 8, 24, 16, False, True, "float32", "float32", last)
+    assert gpu().device.supports_product(kind) is (lost == 0)
 
 
 def test_an_epilogue_that_the_library_computes_wrong_is_not_taken(gpu, library, monkeypatch):

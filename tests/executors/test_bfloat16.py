@@ -1,0 +1,182 @@
+"""Products in bfloat16 and the tensors between them: what is kept in it, what is copied, that the step stays near."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.executors.bfloat16 import BFLOAT16, PARAMETERS_COPY, keep_in_bfloat16, use_bfloat16
+from gpumlp.executors.graph import GraphExecutor
+from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
+from gpumlp.executors.products import PRODUCTS, fuse_epilogues
+from gpumlp.kernels import kernel_spec
+from gpumlp.program import ACTIVATIONS
+from tests.executors.programs import ALL, having, memory_of, network, run, step_program
+
+GELU = gm.GELU(approximate="tanh")
+N = 1 << 20  # elements that the arena of parameters might have
+
+
+def rewrites(library=ALL | {"matmul"}, n_parameters=N):
+    supports = having(library)
+    fusions = fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias
+    return keep_in_bfloat16(supports), *fusions, use_bfloat16(n_parameters)
+
+
+def lowered(net, library=ALL | {"matmul"}):
+    return lower(step_program(net), rewrites(library))
+
+
+def types_of(program):
+    return {o.name: o.dtype for c in program.calls for o in c.operands if o and o.arena == ACTIVATIONS}
+
+
+def normalised(activation=None):
+    return gm.Sequential(
+        gm.Linear(7, 130), gm.LayerNorm(130), activation or gm.ReLU(), gm.Linear(130, 3), seed=3, device="cpu"
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", GELU, "tanh", "silu"], ids=str)
+def test_all_tensors_between_products_are_kept_in_bfloat16(activation):
+    types = types_of(lowered(network(activation, dropout=0.2, dtype="float32")))
+    outside = {name for name, dtype in types.items() if dtype == "float32"}
+    assert {types[name] for name in types if name not in outside} <= {BFLOAT16, "uint8", "int64"}
+    assert len(outside) == 2  # the output and its gradient, which the loss reads and writes
+
+
+def test_what_a_loss_or_a_normalisation_touches_stays_in_float32():
+    program = lowered(normalised())
+    for call in program.calls:
+        if call.kernel.startswith(("layer_norm", "softmax")):
+            assert BFLOAT16 not in {o.dtype for o in call.operands if o is not None}
+    assert BFLOAT16 in {
+        o.dtype for c in program.calls if c.kernel == "relu" for o in c.operands if o is not None
+    }
+
+
+def test_what_is_read_after_the_program_stays_in_float32():
+    program = step_program(network("tanh", dtype="float32"))
+    kept = frozenset(program.buffers)
+    types = {
+        s.dtype for s in lower(replace(program, keep=kept), rewrites()).buffers.values() if s.name in kept
+    }
+    assert types == {"float32", "int64"}
+
+
+def test_results_that_the_library_cannot_write_stay_in_float32():
+    net = network("tanh", dtype="float32")
+    program = lowered(net, ALL)
+    results = {call.operands[2].dtype for call in program.calls if call.kernel == "matmul"}
+    assert results == {"float32"}
+    activations = [c.operands for c in program.calls if c.kernel == "tanh"]
+    assert {(x.dtype, y.dtype) for x, y in activations} == {("float32", BFLOAT16)}
+
+
+@pytest.mark.parametrize("activation", ["relu", GELU, "sigmoid"], ids=str)
+def test_every_product_reads_bfloat16(activation):
+    for library in (ALL | {"matmul"}, ALL, {"matmul"}, ()):
+        for call in lowered(network(activation, 0.3, "float32"), library).calls:
+            if call.kernel in PRODUCTS:
+                assert [o.dtype for o in call.operands[:2]] == [BFLOAT16, BFLOAT16]
+
+
+def test_parameters_are_rounded_once_a_step_and_others_once_for_all_products_that_read_them():
+    program = lowered(network("relu", dtype="float32"))
+    copied = [call.operands for call in program.calls if call.kernel == "cast_bf16"]
+    assert len({given for given, _ in copied}) == len(copied)
+    assert [
+        (given.arena, given.name, copy.arena) for given, copy in copied if given.arena != ACTIVATIONS
+    ] == [("parameters", "", PARAMETERS_COPY)]
+
+
+def test_parameters_that_change_within_a_program_are_rounded_again():
+    program = step_program(network("relu", dtype="float32"))
+    twice = replace(program, calls=program.calls * 2)
+    given = [c.operands[0] for c in lower(twice, (use_bfloat16(N),)).calls if c.kernel == "cast_bf16"]
+    casts = [o for o in given if o is not None and o.arena == "parameters"]
+    assert len(casts) == 2
+
+
+def test_a_bias_is_rounded_only_where_a_product_adds_it_to_a_result_in_bfloat16():
+    by_product = {}
+    for activation in ("relu", "tanh"):
+        for call in lowered(network(activation, dtype="float32")).calls:
+            names = kernel_spec(call.kernel).operands
+            if "bias" in names:
+                by_product[
+                    activation, call.kernel, call.operands[-1].dtype if call.operands[-1] else "mask"
+                ] = call.operands[names.index("bias")].dtype
+    assert by_product["relu", "product_bias_relu", "uint8"] == BFLOAT16
+    assert by_product["tanh", "bias_tanh", BFLOAT16] == "float32"
+    assert by_product["tanh", "product_bias", "float32"] == "float32"
+
+
+def test_sums_of_columns_are_in_float32_whatever_the_matrix_is_in():
+    for activation in ("relu", GELU, "tanh"):
+        for call in lowered(network(activation, dtype="float32")).calls:
+            names = kernel_spec(call.kernel).operands
+            db = call.operands[names.index("db")] if "db" in names else None
+            assert db is None or db.dtype == "float32"
+
+
+def test_tensors_of_different_types_do_not_share_memory_in_place():
+    """A kernel that reads four bytes and writes two would overwrite what another thread has not read."""
+    program = lowered(network("tanh", dtype="float32"), ALL)
+    x, y = next(c.operands for c in program.calls if c.kernel == "tanh")
+    assert x.dtype != y.dtype
+    assert program.buffers[x.name].offset != program.buffers[y.name].offset
+
+
+def test_the_marks_of_a_program_still_stand_before_the_same_calls():
+    before = step_program(network("relu", dtype="float32"))
+    after = lowered(network("relu", dtype="float32"))
+    assert after.calls[after.marks["update"]].kernel == before.calls[before.marks["update"]].kernel
+    assert after.calls[after.marks["backward"] - 1].kernel == "check_loss"
+
+
+@pytest.mark.parametrize(
+    "library", [ALL | {"matmul"}, ALL, ALL - {"product_relu_grad"}, {"matmul"}, ()], ids=len
+)
+@pytest.mark.parametrize("activation", ["relu", GELU, "tanh"], ids=str)
+def test_a_step_is_near_the_exact_one(activation, library, assert_close):
+    plain = run(network(activation, 0.2, "float32"), ())[0]
+    net = network(activation, 0.2, "float32")
+    rounded = run(net, rewrites(library, len(net.arenas()["parameters"].flat("float32"))))[0]
+    for name in plain:
+        assert_close(rounded[name], plain[name], 3e-2)
+    assert any((rounded[name] != plain[name]).any() for name in plain)
+
+
+NETWORKS = {
+    "relu": lambda device: gm.mlp((7, 130, 6, 3), seed=3, device=device),
+    "gelu": lambda device: gm.mlp((7, 130, 6, 3), activation=GELU, seed=3, device=device),
+    "dropout, tanh": lambda device: gm.mlp(
+        (7, 130, 6, 3), activation="tanh", dropout=0.3, seed=3, device=device
+    ),
+    "noise, silu": lambda device: gm.Sequential(
+        *(gm.Linear(7, 33), gm.GaussianNoise(0.1), gm.SiLU(), gm.Linear(33, 3)), seed=3, device=device
+    ),
+    "layer norm": lambda device: gm.Sequential(
+        *(gm.Linear(7, 130), gm.LayerNorm(130), gm.ReLU(), gm.Linear(130, 3)), seed=3, device=device
+    ),
+}
+
+
+@pytest.mark.parametrize("products", [ALL | {"matmul"}, {"matmul"}], ids=["epilogues", "none"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_kernels_of_a_gpu_do_what_the_reference_does(name, products, stand_in, assert_agree):
+    """One step on the stand-in and by the reference, of the same rewritten program: alike but for the last bits."""
+    backend = stand_in(products=products)
+    net, expected = NETWORKS[name]("stand-in"), NETWORKS[name]("cpu")
+    program = step_program(net)
+    executor = GraphExecutor(backend, memory_of(net), precision="bf16")
+    executor.prepare(program)
+    assert BFLOAT16 in types_of(executor.linked(program).program).values()
+    executor.execute(program)
+    n = len(expected.arenas()["parameters"].flat("float32"))
+    gradients, parameters = run(expected, rewrites(products, n))
+    assert_agree(net.gradients.to_host(), gradients, 3e-3)
+    assert_agree(net.state_dict(), parameters, 3e-3)
+    assert np.isfinite(gradients["0.weight"]).all()

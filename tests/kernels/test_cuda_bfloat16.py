@@ -1,0 +1,144 @@
+"""CUDA kernels on operands in bfloat16, over all that the catalogue lets be so: each alone, and all together.
+
+They compute in float32 and round once, as the reference does; the last bit may differ where a sum was rounded
+differently before.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpumlp.kernels import CATALOGUE, FOR_GPUS, IN_BFLOAT16
+from gpumlp.kernels.reference import kernel_in_bfloat16
+from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from tests.kernels.cases import between_guards, load, operands, results
+
+SIZES = {
+    "small": load(5, 7, 33),
+    "packed": load(12, 8, 64),
+    "quarter": load(6, 20, 64),
+    "wide": load(3, 1100, 1500),
+    "long": load(700, 5, 4099),
+}
+NAMES = sorted(
+    set(IN_BFLOAT16) & set(CATALOGUE) - {"matmul"}
+)  # whose result in bfloat16 only a library writes
+CASES = [
+    (name, which)
+    for name in NAMES
+    for which in {frozenset([o]) for o in IN_BFLOAT16[name]} | {IN_BFLOAT16[name]}
+]
+ORDERS = ("ascending", "descending", "random:7")
+
+
+def halved(values: dict[str, Any], which: frozenset[str]) -> dict[str, Any]:
+    return {k: to_bfloat16(np, v) if k in which else v for k, v in values.items()}
+
+
+def numbers(value: np.ndarray) -> np.ndarray:
+    return from_bfloat16(np, value) if value.dtype == np.uint16 else value
+
+
+def reference(size, name, values, changed):
+    after = {k: None if v is None else v.copy() for k, v in values.items()}
+    with np.errstate(all="ignore"):
+        kernel_in_bfloat16(name)(np, *after.values(), **{**SIZES[size].scalars(name), **changed})
+    return after
+
+
+def launch(run_cuda, size, name, values, grid=(1, 64), order="ascending", gap=0, shift=0):
+    scalars = SIZES[size].scalars(name)
+    return between_guards(
+        lambda held: run_cuda(name, held, scalars, "bf16", *grid, order), name, values, gap, shift
+    )
+
+
+def assert_alike(name, found, wanted):
+    for result in results(name):
+        a, b = numbers(found[result]), numbers(wanted[result])
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b), err_msg=result)
+        step = 2**-7 if found[result].dtype == np.uint16 else 4e-6  # from one number of bfloat16 to the next
+        sums = np.abs(b).max(initial=1e-3, where=np.isfinite(b)) * 1e-6
+        np.testing.assert_allclose(a, b, rtol=step, atol=sums, err_msg=result)
+        with np.errstate(invalid="ignore"):
+            assert np.mean(np.abs(a - b) > 1e-3 * np.abs(b) + sums) < 0.02, f"{result} is rounded otherwise"
+
+
+def test_each_operand_of_the_table_is_one_of_the_catalogue():
+    for name, which in IN_BFLOAT16.items():
+        spec = CATALOGUE.get(name) or FOR_GPUS[name]
+        assert which
+        assert which <= set(spec.operands)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "which"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(sorted(v))
+)
+def test_a_kernel_on_bfloat16_equals_the_reference_in_every_order_of_its_threads(run_cuda, name, which, size):
+    values = halved(operands(SIZES[size], name, "float32", {}), which)
+    wanted = reference(size, name, values, {})
+    for grid in ((1, 32), (1, 256), (3, 64)):
+        first, *others = (launch(run_cuda, size, name, values, grid, order) for order in ORDERS)
+        assert_alike(name, first, wanted)
+        for other in others:
+            for result in results(name):
+                np.testing.assert_array_equal(other[result], first[result])
+        for operand in CATALOGUE[name].reads:
+            np.testing.assert_array_equal(first[operand], values[operand])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_in_bfloat16_may_lie_apart_and_start_anywhere(run_cuda, name):
+    for size in ("small", "packed", "quarter"):
+        values = halved(operands(SIZES[size], name, "float32", {}), IN_BFLOAT16[name])
+        wanted = launch(run_cuda, size, name, values)
+        for gap, shift in ((0, 1), (3, 0), (4, 0), (8, 0), (4, 2), (8, 4)):
+            found = launch(run_cuda, size, name, values, gap=gap, shift=shift)
+            for result in results(name):
+                np.testing.assert_array_equal(found[result], wanted[result], err_msg=f"{gap} {shift}")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].in_place])
+def test_a_kernel_on_bfloat16_may_work_in_place(run_cuda, name):
+    written, read = CATALOGUE[name].in_place
+    for size in ("small", "packed", "wide"):
+        values = halved(operands(SIZES[size], name, "float32", {}), IN_BFLOAT16[name])
+        apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
+        together[written] = together[read]
+        for given in (apart, together):
+            run_cuda(name, given, SIZES[size].scalars(name), "bf16", 2, 64, "random:1")
+        for result in results(name):
+            if result != read:
+                np.testing.assert_array_equal(together[result], apart[result], err_msg=result)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_shows_in_bfloat16_where_it_does_in_the_reference(run_cuda, name, bad):
+    rng = np.random.default_rng(5)
+    for operand in sorted(IN_BFLOAT16[name]):
+        values = operands(SIZES["small"], name, "float32", {})
+        if operand in CATALOGUE[name].writes:
+            continue
+        values[operand][tuple(rng.integers(0, n) for n in values[operand].shape)] = bad
+        values = halved(values, IN_BFLOAT16[name])
+        wanted = reference("small", name, values, {})
+        found = launch(run_cuda, "small", name, values)
+        for result in results(name):
+            a, b = numbers(found[result]), numbers(wanted[result])
+            np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+            np.testing.assert_array_equal(np.isinf(a), np.isinf(b))
+
+
+def test_kernels_whose_operands_are_floats_give_the_same_bits_as_those_compiled_for_float32(run_cuda):
+    for name in ("adam", "softmax_cross_entropy_labels", "layer_norm", "matmul", "tanh", "relu_grad_bias"):
+        for size in ("packed", "wide"):
+            values = operands(SIZES[size], name, "float32", {})
+            scalars = SIZES[size].scalars(name)
+            found = [{k: v.copy() for k, v in values.items()} for _ in range(2)]
+            for given, dtype in zip(found, ("float32", "bf16"), strict=True):
+                run_cuda(name, given, scalars, dtype, 1, 64)
+            for result in results(name):
+                np.testing.assert_array_equal(found[0][result], found[1][result], err_msg=name)
