@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,13 @@ SCALARS: dict[str, Any] = {
     "decoupled": False,
     "squared": False,
 }
-VARIANTS: dict[str, Any] = {
+OTHERWISE: dict[str, Any] = {
     **dict.fromkeys(("transpose_a", "transpose_b", "nesterov", "decoupled", "squared"), True),
     "mean": False,
     "smoothing": 0.0,
     "clip": 0.0,
     "weight_decay": 0.0,
+    "negative_slope": 0.0,
 }
 """Values of scalars at which a kernel takes another way through its code."""
 
@@ -54,6 +56,13 @@ FLAT = {
 NOT_NEGATIVE = {"var", "rstd", "running_var", "weight", "accumulator", "square", "second", "rates"}
 LABELS = {"gather_labels", "softmax_cross_entropy_labels"}
 RING = 4
+
+
+def control() -> np.ndarray:
+    """Return a control block in the middle of a training."""
+    values = new_control(seed=11)
+    values[[STEP, START, SLOT]] = 6, 2, 1
+    return values
 
 
 @dataclass(frozen=True)
@@ -95,15 +104,19 @@ class Examples:
             "rates": (RING,),
         }[operand]
 
-    def operands(self, name: str, dtype: str, seed: int = 3) -> dict[str, np.ndarray]:
-        """Return operands by name: sound values to read, noise to overwrite."""
+    def operands(
+        self, name: str, dtype: str = "float64", changed: Mapping[str, Any] | None = None, seed: int = 3
+    ) -> dict[str, np.ndarray]:
+        """Return operands by name: sound values to read, noise to overwrite.
+
+        Args:
+            changed: scalars that are not as `scalars` has them, of `variants`.
+        """
         spec, rng = CATALOGUE[name], np.random.default_rng(seed)
         values: dict[str, np.ndarray] = {}
         for operand in spec.operands:
             if operand == "control":
-                control = new_control(seed=11)
-                control[[STEP, START, SLOT]] = 6, 2, 1
-                values[operand] = control
+                values[operand] = control()
                 continue
             shape = self.shape(spec, operand)
             if operand in ("rows", "index"):
@@ -115,6 +128,9 @@ class Examples:
                 if name.startswith("relu_grad") and operand == "y":  # what relu gave
                     floats = np.maximum(floats, 0)
                 values[operand] = floats.astype("float64" if operand in ("ring", "rates") else dtype)
+        for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
+            if changed and changed.get(turned):
+                values[operand] = np.ascontiguousarray(values[operand].T)
         return values
 
     @staticmethod
@@ -137,6 +153,6 @@ def variants(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{}]
     for scalar in CATALOGUE[name].scalars:
         on_logits = scalar != "clip" or f"{name}_logits" not in CATALOGUE  # others need a clip above 0
-        if scalar in VARIANTS and on_logits:
-            found.append({scalar: VARIANTS[scalar]})
+        if scalar in OTHERWISE and on_logits:
+            found.append({scalar: OTHERWISE[scalar]})
     return found

@@ -206,7 +206,7 @@ def check_kernel(context: Context, compiled: Compiled, name: str, dtype: str) ->
         for changed in variants(name):
             if size != "small" and changed and context.is_host:
                 continue
-            values = turned(examples.operands(name, dtype), changed)
+            values = examples.operands(name, dtype, changed)
             scalars = {**examples.scalars(name), **changed}
             if scalars.get("transpose_a") and scalars.get("transpose_b"):
                 continue
@@ -225,14 +225,6 @@ def check_kernel(context: Context, compiled: Compiled, name: str, dtype: str) ->
     if faults:
         raise Failed(faults[0], {**result, "faults": faults[:20], "number": len(faults)})
     return result
-
-
-def turned(values: dict[str, np.ndarray], changed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turn the operands of a product that reads them turned."""
-    for operand, name in (("a", "transpose_a"), ("b", "transpose_b")):
-        if changed.get(name):
-            values[operand] = np.ascontiguousarray(values[operand].T)
-    return values
 
 
 def compare(

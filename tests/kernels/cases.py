@@ -1,44 +1,44 @@
-"""What the tests of compiled and of CUDA kernels have in common: operands between guards, held to the reference.
+"""What the tests of kernels have in common: all that there are, and operands between guards, held to the reference."""
 
-Examples are those of `test_catalogue.py`, in any size.
-"""
-
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+import gpumlp as gm
+from bench.gpu_check.examples import Examples, variants
 from gpumlp.kernels import CATALOGUE
+from gpumlp.kernels.reference import kernel
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
 
 
-def load(rows: int, columns: int, flat: int) -> ModuleType:
-    """The module of the catalogue's tests with examples of another size."""
-    spec = importlib.util.spec_from_file_location("examples", Path(__file__).with_name("test_catalogue.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    vars(module).update(ROWS=rows, COLUMNS=columns, FLAT=flat)
-    module.SHAPES.update(a=(rows, columns), b=(columns, 3), c=(rows, 3))
-    module.SCALARS["rows"] = rows
-    return module
+CPU = gm.get_backend("cpu")
+HOST = ("control", "rates")  # these stay on the host on every backend
+
+NAMES = sorted(CATALOGUE)
+VARIANTS = [(name, changed) for name in NAMES for changed in variants(name)]
+OPTIONAL = [(n, o) for n in NAMES for o in sorted(CATALOGUE[n].optional) if (n, o) != ("rmsprop", "average")]
+LEARNING = [n for n in NAMES if {"parameters", "running_mean"} & set(CATALOGUE[n].updates)]
+MATRICES = [
+    n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in Examples(2, 2, 2).operands(n).items())
+]
 
 
-def operands(
-    examples: ModuleType, name: str, dtype: str, changed: dict[str, Any], seed: int = 3
+def on_device(values: Mapping[str, Any], backend: gm.Backend) -> dict[str, Any]:
+    return {k: v if v is None or k in HOST else backend.asarray(v) for k, v in values.items()}
+
+
+def run_reference(
+    examples: Examples, name: str, values: Mapping[str, Any], backend: gm.Backend = CPU, **changed: Any
 ) -> dict[str, Any]:
-    values = dict(examples.example(name, dtype, seed))
-    if name.startswith("relu_grad"):  # what relu gave
-        values["y"] = np.maximum(values["y"], 0)
-    for operand, turned in (("a", "transpose_a"), ("b", "transpose_b")):
-        if changed.get(turned):
-            values[operand] = values[operand].T.copy()
-    return values
+    """Run a kernel's reference on copies; return all operands on the host afterwards."""
+    placed = on_device(
+        {k: None if values.get(k) is None else values[k].copy() for k in CATALOGUE[name].operands}, backend
+    )
+    with np.errstate(all="ignore"):
+        kernel(name)(backend.xp, *placed.values(), **{**examples.scalars(name), **changed})
+    return {k: v if v is None or k in HOST else np.array(backend.to_host(v)) for k, v in placed.items()}
 
 
 def fill(value: np.ndarray) -> Any:

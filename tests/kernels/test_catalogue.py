@@ -1,7 +1,7 @@
 """Contracts that hold for every kernel of the catalogue: a new entry is tested by being there.
 
 An example of each kernel's operands is made from their names; a kernel with a new kind of operand or scalar fails
-here until `VALUES` or `SCALARS` knows it.
+here until `bench/gpu_check/examples.py` knows it.
 """
 
 import inspect
@@ -10,152 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp.kernels import BAD_STEP, CATALOGUE, EPOCH, SEED, SLOT, START, STEP, KernelSpec
+from bench.gpu_check.examples import RING, Examples
+from gpumlp.kernels import BAD_STEP, CATALOGUE, EPOCH, SEED, SLOT, START, STEP
 from gpumlp.kernels.reference import KERNELS, kernel
-from gpumlp.program import new_control
+from tests.kernels.cases import HOST, LEARNING, NAMES, OPTIONAL, VARIANTS, on_device, results, run_reference
 
-ROWS, COLUMNS, FLAT, RING = 5, 7, 33, 4
-HOST = ("control", "rates")  # these stay on the host on every backend
-
-SCALARS = {
-    "transpose_a": False,
-    "transpose_b": False,
-    "negative_slope": 0.1,
-    "alpha": 0.9,
-    "beta": 1.5,
-    "rate": 0.4,
-    "layer": 3,
-    "std": 0.5,
-    "eps": 1e-5,
-    "momentum": 0.9,
-    "rows": ROWS,
-    "mean": True,
-    "delta": 0.5,
-    "clip": 1e-6,
-    "smoothing": 0.1,
-    "limit": 0.3,
-    "weight_decay": 0.01,
-    "dampening": 0.2,
-    "nesterov": False,
-    "lr_decay": 0.1,
-    "beta1": 0.9,
-    "beta2": 0.99,
-    "decoupled": False,
-    "squared": False,
-}
-
-MATRICES = {"x", "y", "dy", "dx", "output", "target", "grad"}
-COLUMN_VECTORS = {"bias", "db", "gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"}
-STATISTICS = {"mean", "var", "rstd"}
-FLAT_RANGES = {
-    *("gradients", "parameters", "velocity", "accumulator"),
-    *("square", "average", "first", "second"),
-}
-NOT_NEGATIVE = {"var", "rstd", "running_var", "weight", "accumulator", "square", "second", "rates"}
-SHAPES = {"a": (ROWS, COLUMNS), "b": (COLUMNS, 3), "c": (ROWS, 3), "ring": (RING, 2), "rates": (RING,)}
-INTEGERS = {"control", "rows", "index"}
-
-LABELS = {"gather_labels", "softmax_cross_entropy_labels"}
-NAMES = sorted(CATALOGUE)
-
-
-# Scalars at which a kernel takes another way through its code.
-VARIANTS = {
-    **dict.fromkeys(("transpose_a", "transpose_b", "nesterov", "decoupled", "squared"), (True,)),
-    "mean": (False,),
-    "smoothing": (0.0,),
-    "clip": (0.0,),
-    "weight_decay": (0.0,),
-    "negative_slope": (0.0,),
-}
-
-
-def variants() -> list[tuple[str, dict[str, object]]]:
-    """Every kernel as `SCALARS` has it, and with each of its scalars changed to each of `VARIANTS`."""
-    found: list[tuple[str, dict[str, object]]] = []
-    for name in NAMES:
-        found.append((name, {}))
-        for scalar in CATALOGUE[name].scalars:
-            on_logits = scalar != "clip" or f"{name}_logits" not in CATALOGUE  # others need a clip above 0
-            found += [(name, {scalar: value}) for value in VARIANTS.get(scalar, ()) if on_logits]
-    return found
-
-
-def shape_of(spec: KernelSpec, operand: str) -> tuple[int, ...]:
-    if operand in MATRICES:
-        labels = spec.name in LABELS and operand == "target"
-        return (ROWS,) if labels else (ROWS, COLUMNS)
-    if operand in COLUMN_VECTORS:
-        return (COLUMNS,)
-    if operand in STATISTICS:
-        return (ROWS,) if spec.name.startswith("layer_norm") else (COLUMNS,)
-    if operand in FLAT_RANGES:
-        return (FLAT,)
-    if operand == "weight":
-        return (ROWS,)
-    if operand in ("source", "out"):
-        rows = 2 * ROWS if operand == "source" else ROWS
-        return (rows, COLUMNS) if spec.name == "gather_rows" else (rows,)
-    if operand in ("rows", "index"):
-        return (2 * ROWS,)
-    return SHAPES[operand]
-
-
-def example(name: str, dtype: str = "float64", seed: int = 0) -> dict[str, np.ndarray]:
-    """Return operands of a kernel by name: sound values to read, noise to overwrite."""
-    spec, rng = CATALOGUE[name], np.random.default_rng(seed)
-    values = {}
-    for operand in spec.operands:
-        if operand == "control":
-            values[operand] = control()
-            continue
-        shape = shape_of(spec, operand)
-        if operand in ("rows", "index"):
-            values[operand] = rng.permutation(shape[0])
-        elif name in LABELS and operand in ("source", "target", "out"):
-            values[operand] = rng.integers(0, COLUMNS, shape)
-        else:
-            v = rng.normal(size=shape)
-            probability = operand == "target" or (operand == "output" and f"{name}_logits" in CATALOGUE)
-            if probability:
-                v = np.exp(v) / np.exp(v).sum(axis=-1, keepdims=True)
-            v = np.abs(v) + 0.5 if operand in NOT_NEGATIVE else v
-            # a centred spread is E[g^2] - E[g]^2: the average must be small beside the square
-            v = 0.1 * v if operand == "average" else v
-            values[operand] = v.astype("float64" if operand in ("ring", "rates") else dtype)
-    return values
-
-
-def control() -> np.ndarray:
-    values = new_control(seed=11)
-    values[[STEP, START, SLOT]] = 6, 2, 1
-    return values
-
-
-def scalars(name: str) -> dict[str, object]:
-    return {s: SCALARS[s] for s in CATALOGUE[name].scalars}
-
-
-def on_device(values, backend):
-    return {k: v if v is None or k in HOST else backend.asarray(v) for k, v in values.items()}
+EXAMPLES = Examples(5, 7, 33)
 
 
 def run(name, values, backend, **changed):
-    """Run a kernel on copies; return all operands on the host afterwards."""
-    placed = on_device(
-        {k: None if values.get(k) is None else values[k].copy() for k in CATALOGUE[name].operands}, backend
-    )
-    with np.errstate(all="ignore"):
-        kernel(name)(backend.xp, *placed.values(), **{**scalars(name), **changed})
-    return {k: v if v is None or k in HOST else np.array(backend.to_host(v)) for k, v in placed.items()}
+    return run_reference(EXAMPLES, name, values, backend, **changed)
 
 
 def is_float(array: np.ndarray | None) -> bool:
     return array is not None and array.dtype.kind == "f"
-
-
-def results(spec: KernelSpec) -> tuple[str, ...]:
-    return spec.updates + spec.writes
 
 
 def test_every_kernel_has_a_reference_and_there_is_no_other():
@@ -178,7 +46,7 @@ def test_an_entry_is_consistent_and_says_what_it_does(name):
     assert spec.doc
     assert len(set(spec.operands)) == len(spec.operands)
     assert spec.optional <= set(spec.operands)
-    assert results(spec)
+    assert results(name)
     if spec.in_place:
         written, read = spec.in_place
         assert written in spec.writes
@@ -187,7 +55,7 @@ def test_an_entry_is_consistent_and_says_what_it_does(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_writes_what_its_contract_names_and_nothing_else(name, backend, dtype):
-    spec, before = CATALOGUE[name], example(name, dtype)
+    spec, before = CATALOGUE[name], EXAMPLES.operands(name, dtype)
     after = run(name, before, backend)
     for operand in spec.reads:
         np.testing.assert_array_equal(after[operand], before[operand])
@@ -205,13 +73,13 @@ def test_a_kernel_writes_what_its_contract_names_and_nothing_else(name, backend,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_overwritten_is_not_read(name, backend, dtype):
-    spec, values = CATALOGUE[name], example(name, dtype)
+    spec, values = CATALOGUE[name], EXAMPLES.operands(name, dtype)
     wanted = run(name, values, backend)
     for operand in spec.writes:
         noise = np.nan if is_float(values[operand]) else 999
         filled = {**values, operand: np.full_like(values[operand], noise)}
         found = run(name, filled, backend)
-        for result in results(spec):
+        for result in results(name):
             np.testing.assert_array_equal(found[result], wanted[result], err_msg=f"{result} by {operand}")
 
 
@@ -219,7 +87,7 @@ def test_what_is_overwritten_is_not_read(name, backend, dtype):
 @pytest.mark.parametrize("gap", [0, 3])
 def test_a_kernel_touches_nothing_around_its_operands(name, gap, backend, dtype):
     """Guards of NaN lie before and behind every operand, and with a gap between the rows of a matrix too."""
-    spec, values = CATALOGUE[name], example(name, dtype)
+    spec, values = CATALOGUE[name], EXAMPLES.operands(name, dtype)
     wanted, held, views = run(name, values, backend), {}, {}
     for operand, value in values.items():
         if operand in HOST:
@@ -235,7 +103,7 @@ def test_a_kernel_touches_nothing_around_its_operands(name, gap, backend, dtype)
         view[...] = xp.asarray(value)
         held[operand], views[operand] = memory, view
     with np.errstate(all="ignore"):
-        kernel(name)(backend.xp, *views.values(), **scalars(name))
+        kernel(name)(backend.xp, *views.values(), **EXAMPLES.scalars(name))
     for operand, memory in held.items():
         inside = np.array(backend.to_host(views[operand]))
         if is_float(inside):  # strides may change the order of a sum
@@ -251,17 +119,14 @@ def test_a_kernel_touches_nothing_around_its_operands(name, gap, backend, dtype)
 
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].in_place])
 def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(name, backend, dtype):
-    spec, values = CATALOGUE[name], example(name, dtype)
+    spec, values = CATALOGUE[name], EXAMPLES.operands(name, dtype)
     assert spec.in_place is not None
     written, read = spec.in_place
     wanted = run(name, values, backend)[written]
     placed = on_device({k: v.copy() for k, v in values.items()}, backend)
     placed[written] = placed[read]
-    kernel(name)(backend.xp, *placed.values(), **scalars(name))
+    kernel(name)(backend.xp, *placed.values(), **EXAMPLES.scalars(name))
     np.testing.assert_array_equal(backend.to_host(placed[written]), wanted)
-
-
-OPTIONAL = [(n, o) for n in NAMES for o in sorted(CATALOGUE[n].optional) if (n, o) != ("rmsprop", "average")]
 
 
 @pytest.mark.parametrize(("name", "absent"), OPTIONAL)
@@ -270,14 +135,14 @@ def test_an_optional_operand_may_be_absent(name, absent, backend):
 
     Without `average` rmsprop is another rule, not centred: that is tested by its formula.
     """
-    spec, values = CATALOGUE[name], example(name)
+    spec, values = CATALOGUE[name], EXAMPLES.operands(name)
     found = run(name, {**values, absent: None}, backend)
     if absent in spec.writes:
         wanted = run(name, values, backend)
     else:
         neutral = 1.0 if absent in ("gamma", "weight") else 0.0
         wanted = run(name, {**values, absent: np.full_like(values[absent], neutral)}, backend)
-    for result in set(results(spec)) - {absent}:
+    for result in set(results(name)) - {absent}:
         np.testing.assert_allclose(found[result], wanted[result], rtol=1e-12)
 
 
@@ -290,25 +155,21 @@ def relevant(name: str, operand: str, values: dict) -> np.ndarray:
         mask[values["control"][SLOT], 0] = name == "check_loss"
     elif operand == "source":
         start = values["control"][START]
-        mask[values["index"][start : start + ROWS]] = True
+        mask[values["index"][start : start + EXAMPLES.rows]] = True
     else:
         mask[...] = True
     return mask
 
 
 @pytest.mark.parametrize("absent", [False, True], ids=["all operands", "needed operands"])
-@pytest.mark.parametrize(("name", "changed"), variants())
+@pytest.mark.parametrize(("name", "changed"), VARIANTS)
 def test_nan_goes_through(name, changed, absent, backend):
     """A NaN in any entry of any float operand that is read shows in every result that depends on the entry.
 
     What depends on it is found by moving the entry to another number.
     """
     spec = CATALOGUE[name]
-    values: dict[str, Any] = dict(example(name))
-    if changed.get("transpose_a"):
-        values["a"] = values["a"].T.copy()
-    if changed.get("transpose_b"):
-        values["b"] = values["b"].T.copy()
+    values: dict[str, Any] = dict(EXAMPLES.operands(name, changed=changed))
     if absent:  # a layer that needs neither scale nor gradients, a loss without weights and gradient
         gone = spec.optional - {"dx"}
         values.update(dict.fromkeys(gone))
@@ -326,7 +187,7 @@ def test_nan_goes_through(name, changed, absent, backend):
                 assert by_nan["control"][BAD_STEP] == (values["control"][STEP] if mask[place] else -1)
                 continue
             seen = False
-            for result in results(spec):
+            for result in results(name):
                 if not is_float(wanted[result]):
                     continue
                 own = np.zeros(wanted[result].shape, bool)
@@ -343,7 +204,7 @@ def test_nan_goes_through(name, changed, absent, backend):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "output" in CATALOGUE[n].reads])
 def test_an_output_that_overflowed_gives_a_loss_that_check_loss_sees(name, backend):
-    values = example(name)
+    values = EXAMPLES.operands(name)
     values["output"][1, 2] = np.inf
     found = run(name, values, backend, **({"clip": 0.0} if "clip" in CATALOGUE[name].scalars else {}))
     assert not np.isfinite(found["ring"][values["control"][SLOT], 0])
@@ -351,23 +212,19 @@ def test_an_output_that_overflowed_gives_a_loss_that_check_loss_sees(name, backe
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_agrees_with_float64(name, backend):
-    spec = CATALOGUE[name]
-    single, double = example(name, "float32"), example(name, "float32")
+    single, double = EXAMPLES.operands(name, "float32"), EXAMPLES.operands(name, "float32")
     double = {k: v.astype("float64") if v.dtype == np.float32 else v for k, v in double.items()}
     found, wanted = run(name, single, backend), run(name, double, backend)
-    for result in results(spec):
+    for result in results(name):
         if is_float(wanted[result]):
             np.testing.assert_allclose(found[result], wanted[result], rtol=2e-4, atol=2e-6, err_msg=result)
         else:
             np.testing.assert_array_equal(found[result], wanted[result])
 
 
-LEARNING = [n for n in NAMES if {"parameters", "running_mean"} & set(CATALOGUE[n].updates)]
-
-
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(name, backend, dtype):
-    values = example(name, dtype)
+    values = EXAMPLES.operands(name, dtype)
     values["control"][BAD_STEP] = 5
     after = run(name, values, backend)
     for operand in CATALOGUE[name].updates:
@@ -378,7 +235,7 @@ def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(name, bac
 @pytest.mark.parametrize("by", ["seed", "counter"])
 def test_what_is_drawn_depends_on_the_seed_and_on_a_counter(name, by, backend):
     counter = SEED if by == "seed" else EPOCH if name == "shuffle" else STEP
-    values, result = example(name), CATALOGUE[name].writes[0]
+    values, result = EXAMPLES.operands(name), CATALOGUE[name].writes[0]
     first, again = run(name, values, backend)[result], run(name, values, backend)[result]
     np.testing.assert_array_equal(first, again)
     values["control"][counter] += 1

@@ -1,6 +1,6 @@
 """Every compiled kernel equals the reference, over the whole catalogue: a new entry is tested by being there.
 
-Operands are made as `test_catalogue.py` makes them, in three sizes: small; a size that three workers share by columns
+Operands come in three sizes: small; a size that three workers share by columns
 with a rest; and a matrix so long and narrow that they share its rows.
 """
 
@@ -9,19 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gpumlp as gm
+from bench.gpu_check.examples import NOT_NEGATIVE, Examples, control
 from gpumlp.executors.linking import HAVE_IN_PLACE
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP
 from gpumlp.kernels.cpu.compiling import table
-from tests.kernels.cases import TOLERANCE, between_guards, compare, load, operands, results
+from tests.kernels.cases import (
+    LEARNING,
+    MATRICES,
+    NAMES,
+    OPTIONAL,
+    TOLERANCE,
+    VARIANTS,
+    between_guards,
+    compare,
+    results,
+    run_reference,
+)
 
-CPU = gm.get_backend("cpu")
-
-
-SIZES = {"small": load(5, 7, 33), "shared": load(19, 37, 300), "long": load(1100, 5, 4099)}
+SIZES = {"small": Examples(5, 7, 33), "shared": Examples(19, 37, 300), "long": Examples(1100, 5, 4099)}
 SMALL = SIZES["small"]
-NAMES, VARIANTS = SMALL.NAMES, SMALL.variants()
-MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
 
 
 def run(run_compiled, size, name, values, dtype, changed, workers=1, gap=0):
@@ -40,10 +46,10 @@ def test_the_compiled_table_has_the_whole_catalogue_and_what_linking_adds():
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "changed"), VARIANTS)
 def test_a_compiled_kernel_equals_the_reference(run_compiled, name, changed, size, dtype):
-    values = operands(SIZES[size], name, dtype, changed)
+    values = SIZES[size].operands(name, dtype, changed)
     if changed.get("transpose_a") and changed.get("transpose_b"):
         pytest.skip("no layer writes that")
-    wanted = SIZES[size].run(name, values, CPU, **changed)
+    wanted = run_reference(SIZES[size], name, values, **changed)
     alone, shared = (run(run_compiled, size, name, values, dtype, changed, n) for n in (1, 3))
     compare(name, alone, wanted, dtype, results(name))
     for operand in CATALOGUE[name].reads:
@@ -55,18 +61,18 @@ def test_a_compiled_kernel_equals_the_reference(run_compiled, name, changed, siz
 @pytest.mark.parametrize("name", MATRICES)
 def test_rows_may_lie_apart(run_compiled, name, dtype):
     for size, workers in (("small", 1), ("shared", 3), ("long", 3)):
-        values = operands(SIZES[size], name, dtype, {})
+        values = SIZES[size].operands(name, dtype)
         wanted = run(run_compiled, size, name, values, dtype, {})
         found = run(run_compiled, size, name, values, dtype, {}, workers, gap=3)
         for result in results(name):
             np.testing.assert_array_equal(found[result], wanted[result], err_msg=result)
 
 
-@pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
+@pytest.mark.parametrize(("name", "absent"), OPTIONAL)
 def test_an_optional_operand_may_be_absent(run_compiled, name, absent, dtype):
     for size, workers in (("small", 1), ("shared", 3)):
-        values = {**operands(SIZES[size], name, dtype, {}), absent: None}
-        wanted = SIZES[size].run(name, values, CPU)
+        values = {**SIZES[size].operands(name, dtype), absent: None}
+        wanted = run_reference(SIZES[size], name, values)
         found = run(run_compiled, size, name, values, dtype, {}, workers)
         compare(name, found, wanted, dtype, results(name))
 
@@ -74,8 +80,8 @@ def test_an_optional_operand_may_be_absent(run_compiled, name, absent, dtype):
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
 def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_compiled, name, dtype):
     gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
-    values = {**operands(SIZES["shared"], name, dtype, {}), **gone}
-    wanted = SIZES["shared"].run(name, values, CPU)
+    values = {**SIZES["shared"].operands(name, dtype), **gone}
+    wanted = run_reference(SIZES["shared"], name, values)
     compare(name, run(run_compiled, "shared", name, values, dtype, {}, 3), wanted, dtype, results(name))
 
 
@@ -85,7 +91,7 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_there(run_compiled, name
     spec = CATALOGUE[name]
     assert spec.in_place is not None
     written, read = spec.in_place
-    values = operands(SIZES["shared"], name, dtype, {})
+    values = SIZES["shared"].operands(name, dtype)
     apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
     together[written] = together[read]
     for given, workers in ((apart, 1), (together, 3)):
@@ -105,16 +111,16 @@ def lost_weights_do_not_decay(changed):
 def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_compiled, name, changed, bad):
     """One entry of each float operand in turn, at places drawn at random."""
     spec, rng = CATALOGUE[name], np.random.default_rng(5)
-    values = operands(SIZES["small"], name, "float64", changed)
+    values = SIZES["small"].operands(name, "float64", changed)
     for operand in spec.reads + spec.updates:
         if values[operand].dtype.kind != "f" or (operand == "ring" and name != "check_loss"):
             continue
-        if bad == -np.inf and (operand in SMALL.NOT_NEGATIVE or name.startswith("relu_grad")):
+        if bad == -np.inf and (operand in NOT_NEGATIVE or name.startswith("relu_grad")):
             continue
         for _ in range(3):
             lost = {**values, operand: values[operand].copy()}
             lost[operand][tuple(rng.integers(0, n) for n in lost[operand].shape)] = bad
-            wanted = SMALL.run(name, lost, CPU, **changed)
+            wanted = run_reference(SMALL, name, lost, **changed)
             found = run(run_compiled, "small", name, lost, "float64", changed)
             # 0 times a lost weight: the reference leaves a decay of 0 out, and so a slot stays finite that is of no use
             seen = (
@@ -145,7 +151,7 @@ def test_activations_over_the_whole_range_of_numbers(run_compiled, name, form, d
         shape = (x.size,) if operand in ("bias", "db") else x.shape
         saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
         values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
-    wanted = SMALL.run(name, values, CPU)
+    wanted = run_reference(SMALL, name, values)
     found = run(run_compiled, "small", name, values, dtype, {})
     for result in CATALOGUE[name].writes:
         with np.errstate(invalid="ignore"):
@@ -161,9 +167,9 @@ def test_activations_over_the_whole_range_of_numbers(run_compiled, name, form, d
         assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
 
 
-@pytest.mark.parametrize("name", SMALL.LEARNING)
+@pytest.mark.parametrize("name", LEARNING)
 def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_compiled, name, dtype):
-    values = operands(SIZES["shared"], name, dtype, {})
+    values = SIZES["shared"].operands(name, dtype)
     values["control"][BAD_STEP] = 5
     found = run(run_compiled, "shared", name, values, dtype, {}, 3)
     for operand in CATALOGUE[name].updates:
@@ -172,7 +178,7 @@ def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_compi
 
 def test_the_first_bad_step_stays_in_the_control_block(run_compiled):
     for name in ("check_loss", "check_gradients"):
-        values = operands(SIZES["small"], name, "float64", {})
+        values = SIZES["small"].operands(name, "float64")
         values["ring" if name == "check_loss" else "gradients"][...] = np.nan
         assert run(run_compiled, "small", name, values, "float64", {})["control"][BAD_STEP] == 6
         values["control"][[STEP, BAD_STEP]] = 9, 2
@@ -183,11 +189,11 @@ def test_the_first_bad_step_stays_in_the_control_block(run_compiled):
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
 def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_compiled, columns, workers):
     """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
-    rng, control = np.random.default_rng(columns), SMALL.control()
+    rng, counters = np.random.default_rng(columns), control()
     x = rng.normal(size=(9, columns))
     for name in ("dropout", "gaussian_noise"):
-        values = {"control": control, "x": x, "y": np.zeros_like(x)}
-        wanted = SMALL.run(name, values, CPU)["y"]
+        values = {"control": counters, "x": x, "y": np.zeros_like(x)}
+        wanted = run_reference(SMALL, name, values)["y"]
         found = run(run_compiled, "small", name, values, "float64", {}, workers)["y"]
         if name == "dropout":
             np.testing.assert_array_equal(found, wanted)
@@ -197,12 +203,12 @@ def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_compiled
 
 @pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 70_001])
 def test_an_epoch_has_the_order_of_the_reference(run_compiled, rows):
-    control = SMALL.control()
+    counters = control()
     given = np.arange(10, 10 + rows)
     for epoch in (0, 1, 2**31):
-        control[EPOCH] = epoch
-        values = {"control": control, "rows": given, "index": np.zeros(rows, np.int64)}
-        wanted = SMALL.run("shuffle", values, CPU)["index"]
+        counters[EPOCH] = epoch
+        values = {"control": counters, "rows": given, "index": np.zeros(rows, np.int64)}
+        wanted = run_reference(SMALL, "shuffle", values)["index"]
         found = run(run_compiled, "small", "shuffle", values, "float32", {})["index"]
         np.testing.assert_array_equal(found, wanted)
 

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.gpu_check.examples import Examples
 from gpumlp.kernels import CATALOGUE, FOR_GPUS, IN_BFLOAT16
 from gpumlp.kernels.reference import kernel_in_bfloat16
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
-from tests.kernels.cases import between_guards, load, operands, results
+from tests.kernels.cases import between_guards, results
 
 SIZES = {
-    "small": load(5, 7, 33),
-    "packed": load(12, 8, 64),
-    "quarter": load(6, 20, 64),
-    "wide": load(3, 1100, 1500),
-    "long": load(700, 5, 4099),
+    "small": Examples(5, 7, 33),
+    "packed": Examples(12, 8, 64),
+    "quarter": Examples(6, 20, 64),
+    "wide": Examples(3, 1100, 1500),
+    "long": Examples(700, 5, 4099),
 }
 NAMES = sorted(
     set(IN_BFLOAT16) & set(CATALOGUE) - {"matmul"}
@@ -77,7 +78,7 @@ def test_each_operand_of_the_table_is_one_of_the_catalogue():
     ("name", "which"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(sorted(v))
 )
 def test_a_kernel_on_bfloat16_equals_the_reference_in_every_order_of_its_threads(run_cuda, name, which, size):
-    values = halved(operands(SIZES[size], name, "float32", {}), which)
+    values = halved(SIZES[size].operands(name, "float32"), which)
     wanted = reference(size, name, values, {})
     for grid in ((1, 32), (1, 256), (3, 64)):
         first, *others = (launch(run_cuda, size, name, values, grid, order) for order in ORDERS)
@@ -92,7 +93,7 @@ def test_a_kernel_on_bfloat16_equals_the_reference_in_every_order_of_its_threads
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_in_bfloat16_may_lie_apart_and_start_anywhere(run_cuda, name):
     for size in ("small", "packed", "quarter"):
-        values = halved(operands(SIZES[size], name, "float32", {}), IN_BFLOAT16[name])
+        values = halved(SIZES[size].operands(name, "float32"), IN_BFLOAT16[name])
         wanted = launch(run_cuda, size, name, values)
         for gap, shift in ((0, 1), (3, 0), (4, 0), (8, 0), (4, 2), (8, 4)):
             found = launch(run_cuda, size, name, values, gap=gap, shift=shift)
@@ -104,7 +105,7 @@ def test_rows_in_bfloat16_may_lie_apart_and_start_anywhere(run_cuda, name):
 def test_a_kernel_on_bfloat16_may_work_in_place(run_cuda, name):
     written, read = CATALOGUE[name].in_place
     for size in ("small", "packed", "wide"):
-        values = halved(operands(SIZES[size], name, "float32", {}), IN_BFLOAT16[name])
+        values = halved(SIZES[size].operands(name, "float32"), IN_BFLOAT16[name])
         apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
         together[written] = together[read]
         for given in (apart, together):
@@ -119,7 +120,7 @@ def test_a_kernel_on_bfloat16_may_work_in_place(run_cuda, name):
 def test_what_is_not_finite_shows_in_bfloat16_where_it_does_in_the_reference(run_cuda, name, bad):
     rng = np.random.default_rng(5)
     for operand in sorted(IN_BFLOAT16[name]):
-        values = operands(SIZES["small"], name, "float32", {})
+        values = SIZES["small"].operands(name, "float32")
         if operand in CATALOGUE[name].writes:
             continue
         values[operand][tuple(rng.integers(0, n) for n in values[operand].shape)] = bad
@@ -135,7 +136,7 @@ def test_what_is_not_finite_shows_in_bfloat16_where_it_does_in_the_reference(run
 def test_kernels_whose_operands_are_floats_give_the_same_bits_as_those_compiled_for_float32(run_cuda):
     for name in ("adam", "softmax_cross_entropy_labels", "layer_norm", "matmul", "tanh", "relu_grad_bias"):
         for size in ("packed", "wide"):
-            values = operands(SIZES[size], name, "float32", {})
+            values = SIZES[size].operands(name, "float32")
             scalars = SIZES[size].scalars(name)
             found = [{k: v.copy() for k, v in values.items()} for _ in range(2)]
             for given, dtype in zip(found, ("float32", "bf16"), strict=True):

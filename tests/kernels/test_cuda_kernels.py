@@ -1,8 +1,7 @@
 """Every CUDA kernel equals the reference, over the whole catalogue: a new entry is tested by being there.
 
 The kernels' text is built as C++ and run on the CPU. Whatever the order of its threads between barriers, a launch must
-give the same bits. Operands are made as `test_catalogue.py` makes them, in sizes that a warp, a block and several
-blocks divide in different ways.
+give the same bits. Operands come in sizes that a warp, a block and several blocks divide in different ways.
 """
 
 from typing import Any
@@ -10,31 +9,38 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gpumlp as gm
+from bench.gpu_check.examples import NOT_NEGATIVE, Examples, control
 from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, STEP, UPDATE
 from gpumlp.kernels.cuda import OPERATIONS
-from tests.kernels.cases import TOLERANCE, between_guards, compare, load, operands, results
+from tests.kernels import cases
+from tests.kernels.cases import (
+    LEARNING,
+    NAMES,
+    OPTIONAL,
+    TOLERANCE,
+    between_guards,
+    compare,
+    results,
+    run_reference,
+)
 
-CPU = gm.get_backend("cpu")
 ORDERS = ("ascending", "descending", "random:7")
 GRIDS = ((1, 32), (1, 256), (3, 64))  # blocks, threads of each
 
 
 SIZES = {
-    "small": load(5, 7, 33),
-    "packed": load(12, 8, 64),
-    "one wide": load(9, 1, 1),
-    "wide": load(3, 1100, 1500),
-    "long": load(700, 5, 4099),
+    "small": Examples(5, 7, 33),
+    "packed": Examples(12, 8, 64),
+    "one wide": Examples(9, 1, 1),
+    "wide": Examples(3, 1100, 1500),
+    "long": Examples(700, 5, 4099),
 }
 SMALL = SIZES["small"]
-NAMES = SMALL.NAMES
 VARIANTS = [
     (name, changed)
-    for name, changed in SMALL.variants()
+    for name, changed in cases.VARIANTS
     if not (changed.get("transpose_a") and changed.get("transpose_b"))
 ]
-MATRICES = [n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in SMALL.example(n).items())]
 
 
 def launch(run_cuda, size, name, values, dtype, changed, grid=(1, 32), order="ascending", gap=0, shift=0):
@@ -67,8 +73,8 @@ def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_sha
 def test_a_cuda_kernel_equals_the_reference_in_every_order_of_its_threads(
     run_cuda, name, changed, size, dtype
 ):
-    values = operands(SIZES[size], name, dtype, changed)
-    wanted = SIZES[size].run(name, values, CPU, **changed)
+    values = SIZES[size].operands(name, dtype, changed)
+    wanted = run_reference(SIZES[size], name, values, **changed)
     for grid in GRIDS:
         found = in_all_orders(run_cuda, size, name, values, dtype, changed, grid)
         compare(name, found, wanted, dtype, results(name))
@@ -87,8 +93,8 @@ SHARING = (
 @pytest.mark.parametrize("name", SHARING)
 def test_a_block_may_have_any_number_of_warps(run_cuda, name, grid, dtype):
     for size in ("small", "long"):
-        values = operands(SIZES[size], name, dtype, {})
-        wanted = SIZES[size].run(name, values, CPU)
+        values = SIZES[size].operands(name, dtype)
+        wanted = run_reference(SIZES[size], name, values)
         found = launch(run_cuda, size, name, values, dtype, {}, grid, "random:4")
         compare(name, found, wanted, dtype, results(name))
 
@@ -97,7 +103,7 @@ def test_a_block_may_have_any_number_of_warps(run_cuda, name, grid, dtype):
 def test_rows_may_lie_apart_and_start_anywhere(run_cuda, name, dtype):
     """Accesses of 16 bytes are taken where they are possible, and change nothing."""
     for size in ("small", "packed"):
-        values = operands(SIZES[size], name, dtype, {})
+        values = SIZES[size].operands(name, dtype)
         wanted = launch(run_cuda, size, name, values, dtype, {}, (1, 64))
         for gap, shift in ((0, 1), (3, 0), (4, 0), (4, 2)):
             found = launch(run_cuda, size, name, values, dtype, {}, (1, 64), "ascending", gap, shift)
@@ -110,11 +116,11 @@ def test_rows_may_lie_apart_and_start_anywhere(run_cuda, name, dtype):
                 )
 
 
-@pytest.mark.parametrize(("name", "absent"), SMALL.OPTIONAL)
+@pytest.mark.parametrize(("name", "absent"), OPTIONAL)
 def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
     for size, grid in (("small", (1, 32)), ("packed", (2, 64))):
-        values = {**operands(SIZES[size], name, dtype, {}), absent: None}
-        wanted = SIZES[size].run(name, values, CPU)
+        values = {**SIZES[size].operands(name, dtype), absent: None}
+        wanted = run_reference(SIZES[size], name, values)
         found = launch(run_cuda, size, name, values, dtype, {}, grid)
         compare(name, found, wanted, dtype, results(name))
 
@@ -122,8 +128,8 @@ def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
 def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_cuda, name, dtype):
     gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
-    values = {**operands(SIZES["small"], name, dtype, {}), **gone}
-    wanted = SMALL.run(name, values, CPU)
+    values = {**SIZES["small"].operands(name, dtype), **gone}
+    wanted = run_reference(SMALL, name, values)
     compare(name, launch(run_cuda, "small", name, values, dtype, {}), wanted, dtype, results(name))
 
 
@@ -133,7 +139,7 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(run_cuda, nam
     spec = CATALOGUE[name]
     assert spec.in_place is not None
     written, read = spec.in_place
-    values = operands(SIZES[size], name, dtype, {})
+    values = SIZES[size].operands(name, dtype)
     apart, together = ({k: v.copy() for k, v in values.items()} for _ in range(2))
     together[written] = together[read]
     for given in (apart, together):
@@ -148,17 +154,17 @@ def test_a_kernel_that_may_work_in_place_gives_the_same_bits_there(run_cuda, nam
 def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_cuda, name, changed, bad):
     """One entry of each float operand in turn, at a place drawn at random."""
     spec, rng = CATALOGUE[name], np.random.default_rng(5)
-    values = operands(SIZES["small"], name, "float64", changed)
+    values = SIZES["small"].operands(name, "float64", changed)
     # 0 times a lost weight: the reference leaves a decay of 0 out, and so a slot stays finite that is of no use
     no_decay = changed.get("weight_decay") == 0.0 or bool(changed.get("decoupled"))
     for operand in spec.reads + spec.updates:
         if values[operand].dtype.kind != "f" or (operand == "ring" and name != "check_loss"):
             continue
-        if bad == -np.inf and (operand in SMALL.NOT_NEGATIVE or name.startswith("relu_grad")):
+        if bad == -np.inf and (operand in NOT_NEGATIVE or name.startswith("relu_grad")):
             continue
         lost = {**values, operand: values[operand].copy()}
         lost[operand][tuple(rng.integers(0, n) for n in lost[operand].shape)] = bad
-        wanted = SMALL.run(name, lost, CPU, **changed)
+        wanted = run_reference(SMALL, name, lost, **changed)
         found = launch(run_cuda, "small", name, lost, "float64", changed)
         seen = ["parameters"] if operand == "parameters" and no_decay else results(name)
         compare(f"{name} with {operand} {bad}", found, wanted, "float64", seen)
@@ -184,7 +190,7 @@ def test_activations_over_the_whole_range_of_numbers(run_cuda, name, form, dtype
         shape = (x.size,) if operand in ("bias", "db") else x.shape
         saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
         values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
-    wanted = SMALL.run(name, values, CPU)
+    wanted = run_reference(SMALL, name, values)
     found = launch(run_cuda, "small", name, values, dtype, {}, (2, 64))
     for result in CATALOGUE[name].writes:
         with np.errstate(invalid="ignore"):
@@ -200,19 +206,19 @@ def test_activations_over_the_whole_range_of_numbers(run_cuda, name, form, dtype
         assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
 
 
-@pytest.mark.parametrize("name", SMALL.LEARNING)
+@pytest.mark.parametrize("name", LEARNING)
 def test_an_update_knows_how_many_were_before(run_cuda, name, dtype):
     """Bias corrections, decays of the rate, and the first velocity depend on it."""
     for update in (1, 7, 100_000):
-        values = operands(SIZES["packed"], name, dtype, {})
+        values = SIZES["packed"].operands(name, dtype)
         values["control"][UPDATE] = update
-        wanted = SIZES["packed"].run(name, values, CPU)
+        wanted = run_reference(SIZES["packed"], name, values)
         compare(name, launch(run_cuda, "packed", name, values, dtype, {}), wanted, dtype, results(name))
 
 
-@pytest.mark.parametrize("name", SMALL.LEARNING)
+@pytest.mark.parametrize("name", LEARNING)
 def test_a_flagged_step_changes_no_parameter_slot_or_running_statistic(run_cuda, name, dtype):
-    values = operands(SIZES["packed"], name, dtype, {})
+    values = SIZES["packed"].operands(name, dtype)
     values["control"][BAD_STEP] = 5
     found = launch(run_cuda, "packed", name, values, dtype, {}, (2, 64))
     for operand in CATALOGUE[name].updates:
@@ -224,7 +230,7 @@ LOSSES = [n for n in NAMES if "ring" in CATALOGUE[n].updates]
 
 @pytest.mark.parametrize("name", ["check_loss", "check_gradients", *LOSSES])
 def test_the_first_bad_step_stays_in_the_control_block(run_cuda, name):
-    values = operands(SIZES["packed"], name, "float64", {})
+    values = SIZES["packed"].operands(name, "float64")
     lost = {"check_loss": "ring", "check_gradients": "gradients"}.get(name, "output")
     values[lost][...] = np.nan
     found = launch(run_cuda, "packed", name, values, "float64", {}, (2, 64))
@@ -237,11 +243,11 @@ def test_the_first_bad_step_stays_in_the_control_block(run_cuda, name):
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
 def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, columns, grid):
     """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
-    rng, control = np.random.default_rng(columns), SMALL.control()
+    rng, counters = np.random.default_rng(columns), control()
     x = rng.normal(size=(9, columns))
     for name in ("dropout", "gaussian_noise"):
-        values = {"control": control, "x": x, "y": np.zeros_like(x)}
-        wanted = SMALL.run(name, values, CPU)["y"]
+        values = {"control": counters, "x": x, "y": np.zeros_like(x)}
+        wanted = run_reference(SMALL, name, values)["y"]
         found = launch(run_cuda, "small", name, values, "float64", {}, grid)["y"]
         if name == "dropout":
             np.testing.assert_array_equal(found, wanted)
@@ -251,12 +257,12 @@ def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, co
 
 @pytest.mark.parametrize(("rows", "grid"), [(1, (1, 32)), (255, (1, 64)), (257, (2, 32)), (2200, (2, 256))])
 def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
-    control = SMALL.control()
+    counters = control()
     given = np.arange(10, 10 + rows)
     for epoch in (0, 1, 2**31):
-        control[EPOCH] = epoch
-        values = {"control": control, "rows": given, "index": np.zeros(rows, np.int64)}
-        wanted = SMALL.run("shuffle", values, CPU)["index"]
+        counters[EPOCH] = epoch
+        values = {"control": counters, "rows": given, "index": np.zeros(rows, np.int64)}
+        wanted = run_reference(SMALL, "shuffle", values)["index"]
         found = in_all_orders(run_cuda, "small", "shuffle", values, "float32", {}, grid)["index"]
         np.testing.assert_array_equal(found, wanted)
 
