@@ -8,19 +8,10 @@ from hypothesis import strategies as st
 
 import gpumlp as gm
 from gpumlp.inference import BATCH
+from tests.networks import make
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(11, 3))
-
-
-def make(dtype="float32", device="cpu", seed=0):
-    layers = [gm.Linear(3, 5), gm.BatchNorm1d(5), gm.GELU(), gm.Dropout(0.3), gm.Linear(5, 2)]
-    network = gm.Sequential(*layers, dtype=dtype, device=device, seed=seed)
-    rng = np.random.default_rng(seed)
-    for arena in (network.parameters, network.state):
-        for _, view in arena.items():
-            view[...] = network.backend.asarray(rng.uniform(0.2, 1, view.shape), dtype=dtype)
-    return network
 
 
 # --- widths and layers ------------------------------------------------------------------------------------------------

@@ -19,16 +19,10 @@ from gpumlp.kernels import CONTROL_SIZE, START
 from gpumlp.layers import LAYERS
 from gpumlp.losses import LOSSES, Loss
 from gpumlp.optimizers import OPTIMIZERS, Optimizer
+from tests.executors.trainings import FEATURES, LABELS, OUTPUTS, REGRESSION, ROWS, WIDTH, step_of
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
-ROWS, BATCH, FEATURES, WIDTH, OUTPUTS = 43, 16, 6, 40, 3  # two full batches and one of 11
-
-RNG = np.random.default_rng(4)
-X, REGRESSION, LABELS = (
-    RNG.normal(size=(ROWS, FEATURES)),
-    RNG.normal(size=(ROWS, OUTPUTS)),
-    RNG.integers(0, OUTPUTS, ROWS),
-)
+RNG = np.random.default_rng(5)
 SOFT = RNG.dirichlet(np.ones(OUTPUTS), ROWS)
 SOFT[3] = [0, 1, 0]
 WEIGHT = RNG.uniform(0.2, 2, ROWS)
@@ -58,29 +52,10 @@ def hidden(*layers):
     return lambda: [gm.Linear(FEATURES, WIDTH), *(make() for make in layers), gm.Linear(WIDTH, OUTPUTS)]
 
 
-def build(layers, dtype, freeze=(), device="cpu"):
-    network = gm.Sequential(*layers(), dtype=dtype, seed=3, device=device)
-    for i in freeze:
-        network.layers[i].trainable = False
-    return network
-
-
-def step_of(training_step, executor, layers, loss, y, dtype, freeze=(), optimizer=None, **settings):
-    """A training on one of the executors."""
+def step_on(training_step, executor, layers, loss, y, dtype, **settings):
+    """A training on one of `EXECUTORS`, or on the eager one."""
     device, kind = EXECUTORS.get(executor, ("cpu", EagerExecutor))
-    step = training_step(
-        build(layers, dtype, freeze, device),
-        loss() if callable(loss) else loss,
-        settings.get("x", X),
-        y,
-        settings.get("weight"),
-        optimizer=optimizer() if optimizer else gm.SGD(0.1),
-        batch_rows=settings.get("batch_rows", BATCH),
-        shuffle=settings.get("shuffle", True),
-        executor=kind,
-    )
-    step.rates[...] = np.linspace(0.05, 0.01, step.rates.size)
-    return step
+    return step_of(training_step, kind, layers, loss, y, dtype, device=device, **settings)
 
 
 @pytest.fixture
@@ -89,7 +64,7 @@ def follow(training_step, everything_of, assert_agree):
 
     def run(layers, loss, y, dtype, executor="compiled", n=7, **how):
         truth, step = (
-            step_of(training_step, name, layers, loss, y, dtype, **how) for name in ("eager", executor)
+            step_on(training_step, name, layers, loss, y, dtype, **how) for name in ("eager", executor)
         )
         for _ in range(n):
             for name, arena in truth.memory.arenas.items():

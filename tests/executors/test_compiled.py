@@ -20,46 +20,16 @@ from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels import BAD_STEP, CONTROL_SIZE, SLOT, STEP
 from gpumlp.optimizers import OPTIMIZERS
 from gpumlp.step import RING
-
-ROWS, BATCH, FEATURES, WIDTH, OUTPUTS = 43, 16, 6, 40, 3  # two full batches and one of 11
-
-RNG = np.random.default_rng(4)
-X, REGRESSION, LABELS = (
-    RNG.normal(size=(ROWS, FEATURES)),
-    RNG.normal(size=(ROWS, OUTPUTS)),
-    RNG.integers(0, OUTPUTS, ROWS),
-)
+from tests.executors.trainings import BATCH, FEATURES, LABELS, OUTPUTS, REGRESSION, WIDTH, X, build, step_of
 
 
 def compiled(workers):
     return functools.partial(CompiledExecutor, workers=workers)
 
 
-def build(layers, dtype, freeze=()):
-    network = gm.Sequential(*layers(), dtype=dtype, seed=3, device="cpu")
-    for i in freeze:
-        network.layers[i].trainable = False
-    return network
-
-
-def steps_of(training_step, layers, loss, y, dtype, executors, freeze=(), optimizer=None, **settings):
+def steps_of(training_step, layers, loss, y, dtype, executors, **settings):
     """The same training on each of several executors."""
-    made = []
-    for executor in executors:
-        step = training_step(
-            build(layers, dtype, freeze),
-            loss() if callable(loss) else loss,
-            settings.get("x", X),
-            y,
-            settings.get("weight"),
-            optimizer=optimizer() if optimizer else gm.SGD(0.1),
-            batch_rows=settings.get("batch_rows", BATCH),
-            shuffle=settings.get("shuffle", True),
-            executor=executor,
-        )
-        step.rates[...] = np.linspace(0.05, 0.01, step.rates.size)
-        made.append(step)
-    return made
+    return [step_of(training_step, kind, layers, loss, y, dtype, **settings) for kind in executors]
 
 
 def deep():

@@ -4,27 +4,11 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp.initializers import Constant
 from gpumlp.program import Builder
+from tests.networks import Scale
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(9, 3)), RNG.normal(size=(9, 2))
-
-
-class Scale(gm.Layer):
-    """y = x scale: what the README shows, in about ten lines."""
-
-    def build(self, in_features):
-        self.add_parameter("scale", (in_features,), Constant(1.5))
-        return in_features
-
-    def forward(self, x):
-        self.x = x
-        return x * self.scale
-
-    def backward(self, dy):
-        self.grads["scale"][...] = (dy * self.x).sum(axis=0)
-        return dy * self.scale
 
 
 class Doubled(gm.Layer):

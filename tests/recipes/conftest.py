@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpumlp.recipes import Recipe, Runner, load_recipe
+from gpumlp.recipes.results import Results
 
 RECIPE = """
 title = "A tiny report"
@@ -138,3 +139,18 @@ def small_mnist(tmp_path_factory) -> Path:
 
     data = _synthetic_digits(840)
     return _write_mnist(tmp_path_factory.mktemp("mnist"), data.X, data.y, 640)
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory, small_mnist) -> Callable[[str], Results]:
+    """Run a report quickly, MNIST being few made-up images: ``quick_run("mlpnn")`` returns its results."""
+
+    def run(name: str) -> Results:
+        folder = tmp_path_factory.mktemp("out")
+        runner = Runner(load_recipe(name), folder, quick=True, device="cpu", data_dir=str(small_mnist))
+        for part in runner.pending():
+            record = runner.run(part)
+            assert not record.error, record.error
+        return runner.write()
+
+    return run

@@ -16,18 +16,8 @@ REAL = os.environ.get("GPUMLP_DATA") if _mnist_is_here(None) else None
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, small_mnist):
-    runner = Runner(
-        load_recipe("ee6132"),
-        tmp_path_factory.mktemp("out"),
-        quick=True,
-        device="cpu",
-        data_dir=str(small_mnist),
-    )
-    for part in runner.pending():
-        record = runner.run(part)
-        assert not record.error
-    return runner.write()
+def results(quick_run):
+    return quick_run("ee6132")
 
 
 def test_a_quick_run_goes_through_and_every_claim_finds_its_figure(results):

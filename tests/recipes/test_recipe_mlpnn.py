@@ -6,24 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpumlp.recipes import Outcome, Runner, load_recipe
+from gpumlp.recipes import Outcome, load_recipe
 from gpumlp.recipes.mlpnn import parts
 from gpumlp.recipes.results import FAULT, HOLDS
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, small_mnist):
-    runner = Runner(
-        load_recipe("mlpnn"),
-        tmp_path_factory.mktemp("out"),
-        quick=True,
-        device="cpu",
-        data_dir=str(small_mnist),
-    )
-    for part in runner.pending():
-        record = runner.run(part)
-        assert not record.error
-    return runner.write()
+def results(quick_run):
+    return quick_run("mlpnn")
 
 
 def verdicts(results, part):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpumlp.experiment import set_up
-from gpumlp.recipes import Context, Runner, load_recipe
+from gpumlp.recipes import Context, load_recipe
 from gpumlp.recipes.tnm112 import boundary, keras_side, parts
 
 
@@ -18,12 +18,8 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def results(recipe, tmp_path_factory):
-    runner = Runner(recipe, tmp_path_factory.mktemp("out"), quick=True, device="cpu")
-    for part in runner.pending():
-        record = runner.run(part)
-        assert not record.error, record.error
-    return runner.write()
+def results(quick_run):
+    return quick_run("tnm112")
 
 
 def test_a_quick_run_goes_through_and_holds(results):

@@ -3,17 +3,13 @@
 import numpy as np
 import pytest
 
-from gpumlp.recipes import Runner, load_recipe
+from gpumlp.recipes import load_recipe
 from gpumlp.recipes.upf.parts import write_files
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    runner = Runner(load_recipe("upf"), tmp_path_factory.mktemp("out"), quick=True, device="cpu")
-    for part in runner.pending():
-        record = runner.run(part)
-        assert not record.error, record.error
-    return runner.write()
+def results(quick_run):
+    return quick_run("upf")
 
 
 def test_the_files_are_those_of_the_generator(tmp_path):
