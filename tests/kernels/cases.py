@@ -103,3 +103,36 @@ def compare(
 def results(name: str) -> tuple[str, ...]:
     """Return the operands that a kernel changes."""
     return CATALOGUE[name].updates + CATALOGUE[name].writes
+
+
+def over_all_numbers(name: str, dtype: str) -> dict[str, Any]:
+    """Operands of a form of an activation: what it reads from the smallest number to the largest, others 1."""
+    steps = np.logspace(-44 if dtype == "float32" else -320, 38, 400)
+    x = np.concatenate([steps, -steps, np.linspace(-30, 30, 601), [0.0, -0.0, np.inf, -np.inf, np.nan]])
+    if name.endswith("_grad_bias"):  # sums of columns would be of numbers of very different sizes
+        x = np.clip(x, -1e3, 1e3)
+    x = x.astype(dtype)[None, :]
+    values: dict[str, Any] = {}
+    for operand in CATALOGUE[name].operands:
+        first = operand == CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]
+        shape = (x.size,) if operand in ("bias", "db") else x.shape
+        saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
+        values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
+    return values
+
+
+def assert_equal_to_the_last_digits(
+    name: str, values: Mapping[str, Any], found: Mapping[str, Any], wanted: Mapping[str, Any], dtype: str
+) -> None:
+    """Hold what `over_all_numbers` gave entry by entry."""
+    x, limits = values[CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]], np.finfo(dtype)
+    for result in CATALOGUE[name].writes:
+        a, b = found[result].ravel(), wanted[result].ravel()
+        with np.errstate(invalid="ignore"):
+            # a value near 0 by cancellation has the error of what cancels, of the size of x at most
+            scale = np.maximum(np.abs(b), np.minimum(np.abs(x.ravel()), 1))
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        np.testing.assert_array_equal(np.isinf(a), np.isinf(b))
+        error = np.abs(a[finite] - b[finite]) / np.maximum(scale[finite], limits.tiny)
+        assert error.max() <= 40 * limits.eps, f"{result} at {x.ravel()[finite][error.argmax()]}"

@@ -4,8 +4,6 @@ Operands come in three sizes: small; a size that three workers share by columns
 with a rest; and a matrix so long and narrow that they share its rows.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -20,8 +18,10 @@ from tests.kernels.cases import (
     OPTIONAL,
     TOLERANCE,
     VARIANTS,
+    assert_equal_to_the_last_digits,
     between_guards,
     compare,
+    over_all_numbers,
     results,
     run_reference,
 )
@@ -140,31 +140,10 @@ def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_compiled, 
 def test_activations_over_the_whole_range_of_numbers(run_compiled, name, form, dtype):
     """From the smallest to the largest, with zeros and infinities; NaN is where the reference has it."""
     name = form.format(name)
-    steps = np.logspace(-44 if dtype == "float32" else -320, 38, 400)
-    x = np.concatenate([steps, -steps, np.linspace(-30, 30, 601), [0.0, -0.0, np.inf, -np.inf, np.nan]])
-    if name.endswith("_grad_bias"):  # sums of columns would be of numbers of very different sizes
-        x = np.clip(x, -1e3, 1e3)
-    x = x.astype(dtype)[None, :]
-    values: dict[str, Any] = {}
-    for operand in CATALOGUE[name].operands:
-        first = operand == CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]
-        shape = (x.size,) if operand in ("bias", "db") else x.shape
-        saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
-        values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
+    values = over_all_numbers(name, dtype)
     wanted = run_reference(SMALL, name, values)
     found = run(run_compiled, "small", name, values, dtype, {})
-    for result in CATALOGUE[name].writes:
-        with np.errstate(invalid="ignore"):
-            # a value near 0 by cancellation has the error of what cancels, of the size of x at most
-            scale = np.maximum(np.abs(wanted[result]), np.minimum(np.abs(x).reshape(wanted[result].shape), 1))
-        eps = np.finfo(dtype).eps
-        finite = np.isfinite(wanted[result])
-        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
-        np.testing.assert_array_equal(np.isinf(found[result]), np.isinf(wanted[result]))
-        error = np.abs(found[result][finite] - wanted[result][finite]) / np.maximum(
-            scale[finite], np.finfo(dtype).tiny
-        )
-        assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
+    assert_equal_to_the_last_digits(name, values, found, wanted, dtype)
 
 
 @pytest.mark.parametrize("name", LEARNING)

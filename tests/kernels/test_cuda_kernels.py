@@ -4,8 +4,6 @@ The kernels' text is built as C++ and run on the CPU. Whatever the order of its 
 give the same bits. Operands come in sizes that a warp, a block and several blocks divide in different ways.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -18,8 +16,10 @@ from tests.kernels.cases import (
     NAMES,
     OPTIONAL,
     TOLERANCE,
+    assert_equal_to_the_last_digits,
     between_guards,
     compare,
+    over_all_numbers,
     results,
     run_reference,
 )
@@ -179,31 +179,10 @@ def test_what_is_not_finite_shows_where_it_shows_in_the_reference(run_cuda, name
 def test_activations_over_the_whole_range_of_numbers(run_cuda, name, form, dtype):
     """From the smallest to the largest, with zeros and infinities; NaN is where the reference has it."""
     name = form.format(name)
-    steps = np.logspace(-44 if dtype == "float32" else -320, 38, 400)
-    x = np.concatenate([steps, -steps, np.linspace(-30, 30, 601), [0.0, -0.0, np.inf, -np.inf, np.nan]])
-    if name.endswith("_grad_bias"):  # sums of columns would be of numbers of very different sizes
-        x = np.clip(x, -1e3, 1e3)
-    x = x.astype(dtype)[None, :]
-    values: dict[str, Any] = {}
-    for operand in CATALOGUE[name].operands:
-        first = operand == CATALOGUE[name].operands[1 if name.startswith("bias_") else 0]
-        shape = (x.size,) if operand in ("bias", "db") else x.shape
-        saved = np.maximum(x, 0) if name.startswith("relu_grad") else x
-        values[operand] = saved.copy() if first else np.full(shape, 0.0 if operand == "bias" else 1.0, dtype)
+    values = over_all_numbers(name, dtype)
     wanted = run_reference(SMALL, name, values)
     found = launch(run_cuda, "small", name, values, dtype, {}, (2, 64))
-    for result in CATALOGUE[name].writes:
-        with np.errstate(invalid="ignore"):
-            # a value near 0 by cancellation has the error of what cancels, of the size of x at most
-            scale = np.maximum(np.abs(wanted[result]), np.minimum(np.abs(x).reshape(wanted[result].shape), 1))
-        finite = np.isfinite(wanted[result])
-        np.testing.assert_array_equal(np.isnan(found[result]), np.isnan(wanted[result]))
-        np.testing.assert_array_equal(np.isinf(found[result]), np.isinf(wanted[result]))
-        error = np.abs(found[result][finite] - wanted[result][finite]) / np.maximum(
-            scale[finite], np.finfo(dtype).tiny
-        )
-        eps = np.finfo(dtype).eps
-        assert error.max() <= 40 * eps, f"{result} at {x.ravel()[finite.ravel()][error.argmax()]}"
+    assert_equal_to_the_last_digits(name, values, found, wanted, dtype)
 
 
 @pytest.mark.parametrize("name", LEARNING)
