@@ -98,7 +98,7 @@ def test_every_section_runs_on_the_stand_in_and_writes_what_it_found(tmp_path, c
                 "no memory is left behind by many fits; graph",
             ],
         ),
-        ("targets", ["limit: bf16", "small, graph", "wide, bf16", "sweep"]),
+        ("targets", ["limit: bf16", "small, graph", "small, graph in one lane", "wide, bf16", "sweep"]),
     ],
 )
 def test_checks_of_a_section_pass_on_the_stand_in(context, section, names):

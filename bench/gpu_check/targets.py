@@ -12,6 +12,7 @@ from typing import Any
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
+from gpumlp.executors import branches, unfolding
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
@@ -59,6 +60,11 @@ def checks(context: Context) -> list[Check]:
         ("ee6132", functools.partial(row, context, "ee6132", "float32", "", peaks)),
         ("sweep", functools.partial(sweep, context)),
         *(
+            (f"{name}, {words}", functools.partial(otherwise, module, constant, context, name, peaks))
+            for name in ("small", "ee6132")
+            for words, module, constant in OTHERWISE
+        ),
+        *(
             (f"{name}, {p}", functools.partial(row, context, name, p, "", peaks))
             for name, p in (("ee6132", "tf32"), ("ee6132", "bf16"), ("wide", "tf32"), ("wide", "float32"))
         ),
@@ -71,6 +77,12 @@ def checks(context: Context) -> list[Check]:
 
 
 OTHERS = ("clf", "polar", "deepwide")
+
+OTHERWISE = (
+    ("graph in one lane", branches, "TILE"),  # as if every product filled the GPU by itself
+    ("graph without chains", unfolding, "CHAIN_BLOCKS"),
+)
+"""What the graph executor does about small launches, left out by a constant of 0: the difference is its worth."""
 
 
 def workload_of(context: Context, name: str) -> Workload:
@@ -111,6 +123,16 @@ def row(context: Context, name: str, precision: str, kind: str, peaks: dict[str,
         return _measured(context, name, precision, peaks)
     with executor(EXECUTORS[kind]):
         return _measured(context, name, precision, peaks) | {"executor": kind}
+
+
+def otherwise(module: Any, constant: str, context: Context, name: str, peaks: dict[str, Peak]) -> Values:
+    """Measure a workload on the graph executor with a constant of a module at 0."""
+    usual = getattr(module, constant)
+    setattr(module, constant, 0)
+    try:
+        return row(context, name, "float32", "graph", peaks)
+    finally:
+        setattr(module, constant, usual)
 
 
 def _measured(context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:

@@ -20,6 +20,7 @@ from .unfolding import (
     THREADS,
     Step,
     advance,
+    chains,
     encode_steps,
     scratch_bytes,
     unfold,
@@ -27,6 +28,9 @@ from .unfolding import (
 
 if TYPE_CHECKING:
     from . import StepPlan
+
+LINGER = 3
+"""Calls for which memory is not used again: those of a layer's backward pass may run side by side."""
 
 CONTROL = Operand("control", "", (CONTROL_SIZE,), "int64")
 
@@ -39,6 +43,8 @@ class Linked:
         program: lowered.
         steps: its operations, the counters' advance among them where it is a training step.
         rows: of the steps, (steps, ROW_WIDTH) int64, on the host.
+        groups: places of the steps that go into one launch each, (first, last + 1).
+        table: rows on the device, where some group is a chain.
         activations: its intermediate tensors.
         keep: what the rows point at.
     """
@@ -46,6 +52,8 @@ class Linked:
     program: Program
     steps: list[Step]
     rows: np.ndarray
+    groups: list[tuple[int, int]]
+    table: Any
     activations: Arena
     keep: list[Any]
 
@@ -80,6 +88,7 @@ class DeviceExecutor:
         self.memory = Memory(memory.arenas, {**memory.arrays, **on_device})
         self._linked: dict[int, tuple[Program, Linked]] = {}
         self._operations = {"advance"}
+        self._chained: set[str] = set()
 
     # --- what differs ------------------------------------------------------------------------------------------
 
@@ -98,13 +107,19 @@ class DeviceExecutor:
     # --- linking -----------------------------------------------------------------------------------------------
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
-        lowered = [lower(p, self.rewrites(p)) for p in programs]
+        lowered = [lower(p, self.rewrites(p), LINGER if self.uses_library else 0) for p in programs]
         self.before_linking(lowered)
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):
             activations = Arena(self.backend, program.buffers.values(), shared)
             steps = unfold(program, self.memory, activations, self._most_blocks(), self.uses_library)
             self._operations |= {step.operation for step in steps if step.call is None}
+            whole = [
+                *steps,
+                Step("advance", blocks=1),
+            ]  # as `with_advance` may make it: one module is for all
+            for first, last in self._groups(whole):
+                self._chained |= {step.operation for step in whole[first:last] if last - first > 1}
             self._linked[id(source)] = (source, self._link(program, steps, activations))
 
     def _most_blocks(self) -> int:
@@ -116,7 +131,12 @@ class DeviceExecutor:
         rows, values = encode_steps(steps, address(scalars), address(scratch))
         if len(steps):
             self.device.copy_in(scalars, values)
-        return Linked(program, steps, rows, activations, [scratch, scalars])
+        groups = self._groups(steps)
+        table = self.backend.asarray(rows) if len(groups) < len(steps) else None
+        return Linked(program, steps, rows, groups, table, activations, [scratch, scalars])
+
+    def _groups(self, steps: Sequence[Step]) -> list[tuple[int, int]]:
+        return chains(steps) if self.uses_library else [(i, i + 1) for i in range(len(steps))]
 
     def with_advance(self, program: Program, plan: StepPlan) -> Linked:
         """Return a linked training step that also moves the counters on."""
@@ -138,17 +158,23 @@ class DeviceExecutor:
 
     def kernels(self, dtype: str) -> Kernels:
         """Return the compiled kernels of all programs that were prepared, as one module."""
-        return self.device.kernels(self.compiled_for(dtype), self._operations, resident=not self.uses_library)
+        return self.device.kernels(
+            self.compiled_for(dtype), self._operations, not self.uses_library, self._chained
+        )
 
     def launches(self, linked: Linked) -> list[Launch]:
-        """Return what launches the steps of a linked program, one by one."""
-        kernels = self.kernels(linked.program.dtype)
-        return [
-            kernels.launch(step.operation, row, step.blocks, THREADS)
-            if step.call is None
-            else self.device.product(self._product(step, linked.activations))
-            for step, row in zip(linked.steps, linked.rows, strict=True)
-        ]
+        """Return what launches the groups of a linked program, one by one."""
+        kernels, launches = self.kernels(linked.program.dtype), []
+        for first, last in linked.groups:
+            step = linked.steps[first]
+            if last - first > 1:
+                launch = kernels.launch_chain(linked.table[first:last], last - first)
+            elif step.call is not None:
+                launch = self.device.product(self._product(step, linked.activations))
+            else:
+                launch = kernels.launch(step.operation, linked.rows[first], step.blocks, THREADS)
+            launches.append(launch)
+        return launches
 
     def _product(self, step: Step, activations: Arena) -> Product:
         call = step.call

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..arena import Arena
 from ..backend import Backend
 from ..kernels import EPOCH, POSITION, SEED
-from ..kernels.cuda.device import Launch
+from ..kernels.cuda.device import Launch, Node
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program
 from .bfloat16 import (
@@ -20,6 +20,7 @@ from .bfloat16 import (
     parameters_copy,
     use_bfloat16,
 )
+from .branches import branch
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .products import fuse_epilogues
@@ -171,18 +172,23 @@ class GraphExecutor(DeviceExecutor):
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin, batch = self._launches_of(plan.begin), self._launches_of(plan.batch, plan)
-            last = self._launches_of(plan.last, plan) if plan.last is not None else []
+            begin, batch = self._section(plan.begin), self._section(plan.batch, plan)
+            last = self._section(plan.last, plan) if plan.last is not None else []
             full = plan.steps - (plan.last is not None)
 
-            def launches() -> list[Launch]:
+            def sections() -> list[list[Node]]:
                 if chunk.epochs:
-                    return [*begin, *batch * full, *last] * chunk.epochs
-                return [*(begin if chunk.begin else []), *batch * chunk.full, *(last if chunk.last else [])]
+                    return [begin, *[batch] * full, last] * chunk.epochs
+                return [begin if chunk.begin else [], *[batch] * chunk.full, last if chunk.last else []]
 
             self._plans.append(plan)
-            self._graphs[key] = self.device.capture(launches)
+            self._graphs[key] = self.device.capture(sections)
         return self._graphs[key]
+
+    def _section(self, program: Program, plan: StepPlan | None = None) -> list[Node]:
+        launches = self._launches_of(program, plan)
+        linked = self._ready[id(program), id(plan)][0]
+        return branch(linked, launches, self.memory, self.device.multiprocessors)
 
     @staticmethod
     def _sorts_on_host(program: Program) -> bool:

@@ -16,11 +16,11 @@ from ..program import Operand, Program, plan
 Rewrite = Callable[[Program], Program]
 
 
-def lower(program: Program, rewrites: Sequence[Rewrite]) -> Program:
-    """Apply rewrites in turn and place the intermediate tensors anew."""
+def lower(program: Program, rewrites: Sequence[Rewrite], linger: int = 0) -> Program:
+    """Apply rewrites in turn and place the intermediate tensors anew; see `plan` for `linger`."""
     for rewrite in rewrites:
         program = rewrite(program)
-    return plan(program)
+    return plan(program, linger)
 
 
 def substitute(program: Program, by: dict[str, Operand], dropped: set[int]) -> Program:

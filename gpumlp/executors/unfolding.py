@@ -11,7 +11,7 @@ import numpy as np
 from ..arena import Arena, aligned
 from ..backend import Backend, address
 from ..kernels import CATALOGUE
-from ..kernels.cuda import OPERATIONS, blocks, lanes, shares
+from ..kernels.cuda import MAX_CHAIN, OPERATIONS, blocks, lanes, shares
 from ..kernels.layout import (
     FIRST_TURNED,
     OPERAND_WIDTH,
@@ -29,6 +29,12 @@ THREADS = 256
 
 BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""
+
+CHAIN_BLOCKS = 16
+"""Blocks up to which an operation is as quick in the one block of a chain as in a launch of its own."""
+
+NEVER_CHAINED = frozenset(["sum_squares", "clip_by_norm"])
+"""Operations of which one counts the blocks of the other."""
 
 
 @dataclass
@@ -163,6 +169,20 @@ def advance(control: Operand, memory: Memory, activations: Arena, batch_rows: in
         steps: of an epoch.
     """
     return Step("advance", [locate(memory, control, activations)], [batch_rows, steps], blocks=1)
+
+
+def chains(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Return the places of steps that go into one launch each, (first, last + 1): small neighbours together."""
+    groups: list[tuple[int, int]] = []
+    before = False
+    for i, step in enumerate(steps):
+        small = step.call is None and step.blocks <= CHAIN_BLOCKS and step.operation not in NEVER_CHAINED
+        if small and before and i - groups[-1][0] < MAX_CHAIN:
+            groups[-1] = groups[-1][0], i + 1
+        else:
+            groups.append((i, i + 1))
+        before = small
+    return groups
 
 
 def scratch_bytes(steps: Sequence[Step]) -> int:

@@ -46,6 +46,12 @@ PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 RESIDENT_THREADS = 256  # of a block of the resident kernel
+CHAIN_THREADS = {
+    "float32": 512,
+    "float64": 256,
+    "bf16": 512,
+}  # of its block: doubles want more registers each
+MAX_CHAIN = 8  # operations of a chain
 COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
 
@@ -122,6 +128,10 @@ OPERATIONS: dict[str, Operation] = _table()
 """The catalogue, and the operations that only this backend has, by name."""
 
 
+PARTS = frozenset(OPERATIONS) - frozenset(CATALOGUE) - {"cast_bf16"}
+"""Operations that are a part of what the catalogue has as one, or that only this backend has."""
+
+
 def lanes(columns: int) -> int:
     """Return how many threads of a warp take one row, or how many columns a block takes: a power of two to 32."""
     return min(1 << max(columns - 1, 0).bit_length(), WARP)
@@ -166,8 +176,9 @@ def _text(file: str) -> str:
     return Path(__file__).with_name(f"{file}.cuh").read_text(encoding="utf-8")
 
 
-def _constants(mixed: bool) -> str:
+def _constants(dtype: str) -> str:
     """What the text shares with Python, so that each is stated once."""
+    mixed = dtype == "bf16"
     control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
     control |= {"BAD_STEP": BAD_STEP, "POSITION": POSITION, "CONTROL_SIZE": CONTROL_SIZE}
     layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
@@ -186,6 +197,8 @@ def _constants(mixed: bool) -> str:
         "COPY_IN": COPY_IN,
         "COPY_OUT": COPY_OUT,
         "RESIDENT_THREADS": RESIDENT_THREADS,
+        "CHAIN_THREADS": CHAIN_THREADS[dtype],
+        "MAX_CHAIN": MAX_CHAIN,
     }
     integers = ", ".join(f"{name} = {value}" for name, value in (control | layout | uses).items())
     numbers = {"SELU_ALPHA": SELU_ALPHA, "SELU_SCALE": SELU_SCALE}
@@ -196,7 +209,9 @@ def _constants(mixed: bool) -> str:
     return f"enum {{ {integers} }};\n{doubles}"
 
 
-def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = False) -> str:
+def source(
+    dtype: str, operations: Iterable[str] | None = None, walker: bool = False, chained: Iterable[str] = ()
+) -> str:
     """Return the text of one translation unit; the same arguments give the same text.
 
     It has a kernel ``extern "C" __global__ void gpumlp_NAME(const Row row)`` for each operation.
@@ -205,6 +220,7 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
         dtype: "float32", "float64" or "bf16": see `TYPES`.
         operations: names of `OPERATIONS`; None takes all.
         walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
+        chained: operations of which ``gpumlp_chain`` does several in one launch; with `walker` all of them.
 
     Raises:
         ValueError: a type or an operation that there is not.
@@ -212,7 +228,7 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
     if dtype not in TYPES:
         raise ValueError(f"dtype is {dtype!r}; the kernels are compiled for {', '.join(TYPES)}")
     chosen = sorted(set(OPERATIONS if operations is None else operations))
-    if unknown := [name for name in chosen if name not in OPERATIONS]:
+    if unknown := [name for name in (*chosen, *chained) if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
     real = TYPES[dtype]
     kernel = (
@@ -220,12 +236,16 @@ def source(dtype: str, operations: Iterable[str] | None = None, walker: bool = F
         "  {name}<{real}>(row, Block{{(int)blockIdx.x, (int)gridDim.x}});\n}}\n"
     )
     parts = [
-        _constants(dtype == "bf16"),
+        _constants(dtype),
         *map(_text, FILES),
         *(kernel.format(name=name, real=real) for name in chosen),
     ]
-    if walker:
-        parts += [_perform(chosen, real), _text("walker")]
+    chained = sorted(set(chained))
+    together = chosen if walker else chained
+    if together:
+        parts += [_perform(together, real), _text("walk")]
+    parts += [_text("chain")] if chained else []
+    parts += [_text("walker")] if walker else []
     return "\n".join(parts)
 
 

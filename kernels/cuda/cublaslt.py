@@ -82,7 +82,12 @@ class CublasLt:
         self._types = importlib.import_module("nvmath").CudaDataType
         self._handle = self._lt.create()
         self._workspace = cupy.empty(WORKSPACE_BYTES, dtype=cupy.uint8)
+        self._reserved: dict[int, Any] = {}
         self._supported: dict[ProductKind, bool] = {}
+
+    def reserve(self, stream: int) -> None:
+        """Give a stream, by its address, a workspace of its own; all others share one, and must wait for each other."""
+        self._reserved[stream] = self._cupy.empty(WORKSPACE_BYTES, dtype=self._cupy.uint8)
 
     def supports(self, kind: ProductKind) -> bool:
         """Whether the library has an algorithm for a product, and computes it right.
@@ -180,9 +185,10 @@ class CublasLt:
         alpha, beta = np.ones(1, scale), np.zeros(1, scale)
         a, b, c = description.operands
         pointers = [b.data.ptr, a.data.ptr, c.data.ptr]
-        workspace = self._workspace
 
         def launch() -> None:
+            stream = cupy.cuda.get_current_stream().ptr
+            workspace = self._reserved.get(stream, self._workspace)
             lt.matmul(
                 self._handle,
                 description.product,
@@ -199,7 +205,7 @@ class CublasLt:
                 algorithm.ctypes.data,
                 workspace.data.ptr,
                 workspace.nbytes,
-                cupy.cuda.get_current_stream().ptr,
+                stream,
             )
 
         return launch

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from . import source
+from . import CHAIN_THREADS, source
 from .cublaslt import CublasLt, is_installed
-from .device import Launch, Product, ProductKind
+from .device import Launch, Node, Product, ProductKind
 
 Array = Any
 
 
 _DEVICES: dict[int, CupyDevice] = {}
+_CAPTURING = threading.Lock()
 _LOCK = threading.RLock()
 """Held while something is made that threads share: a second stream, or a module compiled for each of hundreds of
 threads that begin at once, would be worse than waiting."""
@@ -36,24 +37,57 @@ def cupy_device(index: int) -> CupyDevice:
         return _DEVICES[index]
 
 
+def _put(section: Sequence[Node], lanes: Sequence[Any]) -> list[Any]:
+    """Launch the nodes of a section, lanes beside the first beginning and ending with it; return the events used."""
+    main = lanes[0]
+    waited = {i for node in section for i in node.after}
+    done: dict[int, Any] = {}
+    used: set[int] = set()
+    begun = main.record()
+    for i, node in enumerate(section):
+        stream = lanes[node.lane]
+        if node.lane and node.lane not in used:
+            stream.wait_event(begun)
+            used.add(node.lane)
+        for k in node.after:
+            stream.wait_event(done[k])
+        with stream:
+            node.launch()
+        if i in waited:
+            done[i] = stream.record()
+    ends = [lanes[lane].record() for lane in sorted(used)]
+    for end in ends:
+        main.wait_event(end)
+    return [begun, *done.values(), *ends]
+
+
 class CupyKernels:
     """The kernels of one module.
 
     Args:
         cupy: the module of that name.
-        dtype: "float32" or "float64".
+        dtype: of `kernels.cuda.TYPES`.
         operations: names of `kernels.cuda.OPERATIONS`.
         resident: whether the resident kernel is wanted too.
+        chained: operations that chains are made of.
         shared_bytes: shared memory that a block of the device may ask for.
     """
 
     def __init__(
-        self, cupy: Any, dtype: str, operations: Collection[str], resident: bool, shared_bytes: int
+        self,
+        cupy: Any,
+        dtype: str,
+        operations: Collection[str],
+        resident: bool,
+        chained: Collection[str],
+        shared_bytes: int,
     ) -> None:
-        self._module = cupy.RawModule(
-            code=source(dtype, operations, walker=resident), options=("-std=c++17",)
-        )
-        names = [*(f"gpumlp_{name}" for name in operations), *(["gpumlp_resident"] if resident else [])]
+        self._chain_threads = CHAIN_THREADS[dtype]
+        text = source(dtype, operations, resident, chained)
+        self._module = cupy.RawModule(code=text, options=("-std=c++17",))
+        names = [f"gpumlp_{name}" for name in operations]
+        names += ["gpumlp_resident"] if resident else []
+        names += ["gpumlp_chain"] if chained else []
         # nothing may be loaded while a graph is captured, and CUDA loads a function when it is first asked about
         self._functions = {name: self._module.get_function(name) for name in names}
         static = {name: function.shared_size_bytes for name, function in self._functions.items()}
@@ -67,6 +101,10 @@ class CupyKernels:
         function = self._functions[f"gpumlp_{operation}"]
         by_value = row.copy().view(np.dtype((np.void, row.nbytes)))
         return lambda: function((blocks,), (threads,), (by_value,))
+
+    def launch_chain(self, rows: Array, count: int) -> Launch:
+        function, number = self._functions["gpumlp_chain"], np.int64(count)
+        return lambda: function((1,), (self._chain_threads,), (rows, number))
 
     def launch_resident(self, networks: Array, count: int, threads: int, shared_bytes: int) -> Launch:
         function = self._functions["gpumlp_resident"]
@@ -83,8 +121,9 @@ class CupyDevice:
     def __init__(self, index: int) -> None:
         self.index = index
         self._cupy = importlib.import_module("cupy")
-        self._modules: dict[tuple[str, frozenset[str], bool], CupyKernels] = {}
+        self._modules: dict[tuple[Any, ...], CupyKernels] = {}
         self._streams: tuple[Any, Any] | None = None
+        self._lanes: list[Any] = []
 
     @functools.cached_property
     def _attributes(self) -> dict[str, int]:
@@ -193,13 +232,19 @@ class CupyDevice:
 
     # --- work ----------------------------------------------------------------------------------------------------
 
-    def kernels(self, dtype: str, operations: Collection[str], resident: bool = False) -> CupyKernels:
-        key = dtype, frozenset(operations), resident
+    def kernels(
+        self,
+        dtype: str,
+        operations: Collection[str],
+        resident: bool = False,
+        chained: Collection[str] = frozenset(),
+    ) -> CupyKernels:
+        key = dtype, frozenset(operations), resident, frozenset(chained)
         with _LOCK:
             if key not in self._modules:
                 with self.active():
                     self._modules[key] = CupyKernels(
-                        self._cupy, dtype, sorted(operations), resident, self.shared_bytes
+                        self._cupy, dtype, sorted(operations), resident, sorted(chained), self.shared_bytes
                     )
             return self._modules[key]
 
@@ -224,24 +269,43 @@ class CupyDevice:
             launch: Launch = self._products.plan(product)
             return launch
 
-    def capture(self, launches: Callable[[], Sequence[Launch]]) -> Launch:
+    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
         with self._cupy.cuda.Device(self.index):
-            every = launches()
+            every = [section for section in sections() if section]
             if not every:
                 return lambda: None
-            # a stream of its own: what other threads put into the device's stream is not captured
-            stream = self._cupy.cuda.Stream(non_blocking=True)
-            with stream:
-                stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+            # streams of their own: what other threads put into the device's stream is not captured
+            with _CAPTURING:
+                lanes = self._captured_streams(1 + max(node.lane for section in every for node in section))
                 try:
-                    for launch in every:
-                        launch()
+                    graph = self._captured(every, lanes)
                 except BaseException:
-                    with contextlib.suppress(Exception):  # the first error is the one to tell
-                        stream.end_capture()
+                    self._lanes.clear()  # their capture may not have ended
                     raise
-                graph = stream.end_capture()
         return lambda: graph.launch(self._stream)
+
+    def _captured_streams(self, count: int) -> list[Any]:
+        while len(self._lanes) < count:
+            stream = self._cupy.cuda.Stream(non_blocking=True)
+            if (
+                self._lanes and self._products is not None
+            ):  # products side by side need workspaces of their own
+                with self.active():
+                    self._products.reserve(stream.ptr)
+            self._lanes.append(stream)
+        return self._lanes[:count]
+
+    def _captured(self, sections: Sequence[Sequence[Node]], lanes: Sequence[Any]) -> Any:
+        main, events = lanes[0], []  # which live until the capture has ended
+        main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+        try:
+            for section in sections:
+                events.append(_put(section, lanes))
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                main.end_capture()
+            raise
+        return main.end_capture()
 
     def synchronize(self) -> None:
         self._stream.synchronize()

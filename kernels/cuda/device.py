@@ -69,11 +69,31 @@ class ProductKind:
         return tuple(range(len(spec.reads), len(spec.operands)))
 
 
+@dataclass(frozen=True)
+class Node:
+    """A launch of a graph.
+
+    Attributes:
+        launch: puts it into the current stream.
+        lane: it comes behind those of its lane that stand before it.
+        after: places of nodes of other lanes, in the same section, that it waits for too.
+    """
+
+    launch: Launch
+    lane: int = 0
+    after: tuple[int, ...] = ()
+
+
 class Kernels(Protocol):
     """Kernels compiled for one type."""
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
         """Return what launches an operation on a row of the linked program, (ROW_WIDTH,) int64."""
+
+    def launch_chain(self, rows: Array, count: int) -> Launch:
+        """Return what launches `count` operations one behind the other, in one block; `rows` is as for `launch`, on
+        the device, at most `MAX_CHAIN` of them.
+        """
 
     def launch_resident(self, networks: Array, count: int, threads: int, shared_bytes: int) -> Launch:
         """Return what launches the resident kernel, a block for each of `count` entries at `networks`."""
@@ -126,8 +146,21 @@ class Device(Protocol):
     def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return page-locked memory of the host, from which copies overlap with work."""
 
-    def kernels(self, dtype: str, operations: Collection[str], resident: bool = False) -> Kernels:
-        """Return the compiled kernels of these operations, with the resident kernel where it is wanted."""
+    def kernels(
+        self,
+        dtype: str,
+        operations: Collection[str],
+        resident: bool = False,
+        chained: Collection[str] = frozenset(),
+    ) -> Kernels:
+        """Return the compiled kernels of these operations.
+
+        Args:
+            dtype: of `kernels.cuda.TYPES`.
+            operations: to be launched by themselves; of the resident kernel.
+            resident: whether the resident kernel is wanted.
+            chained: operations that chains are made of.
+        """
 
     def supports_product(self, kind: ProductKind) -> bool:
         """Whether the device's library has a product and computes it right; never where there is no library."""
@@ -135,8 +168,11 @@ class Device(Protocol):
     def product(self, product: Product) -> Launch:
         """Return what launches a product, its algorithm chosen."""
 
-    def capture(self, launches: Callable[[], Sequence[Launch]]) -> Launch:
-        """Return what launches, as one graph, all that `launches()` returns; none of it is run by capturing."""
+    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
+        """Return what launches, as one graph, all that `sections()` returns; none of it is run by capturing.
+
+        A section begins when all of the one before it has ended.
+        """
 
     def synchronize(self) -> None:
         """Wait until all is done."""

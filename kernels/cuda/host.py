@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..layout import ROW_WIDTH
-from . import source
+from . import OPERATIONS, source
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-w")
@@ -155,7 +155,7 @@ class HostModule:
     """
 
     def __init__(self, dtype: str = "float32", text: str | None = None) -> None:
-        self.path = build(source(dtype, None, walker=True) if text is None else text)
+        self.path = build(source(dtype, walker=True, chained=OPERATIONS) if text is None else text)
         self._library = ctypes.CDLL(str(self.path))
         self._launch = self._library.gpumlp_launch
         integer = ctypes.c_int

@@ -18,8 +18,8 @@ import numpy as np
 
 from .. import FOR_GPUS
 from ..reference import kernel, kernel_in_bfloat16
-from . import host
-from .device import Launch, Product, ProductKind
+from . import CHAIN_THREADS, host
+from .device import Launch, Node, Product, ProductKind
 
 ALIGNMENT = 256
 
@@ -33,12 +33,19 @@ class DeviceArray(np.ndarray):
 class HostKernels:
     """The kernels of one type, built by the system's compiler."""
 
-    def __init__(self, module: host.HostModule, device: HostDevice) -> None:
-        self._module, self._order, self._in_stream = module, device.order, device.in_stream
+    def __init__(self, dtype: str, device: HostDevice) -> None:
+        self._module, self._chain_threads = host.HostModule(dtype), CHAIN_THREADS[dtype]
+        self._order, self._in_stream = device.order, device.in_stream
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
         row = row.copy()  # as the parameters of a launch are
         return self._in_stream(lambda: self._module.launch(operation, row, blocks, threads, self._order))
+
+    def launch_chain(self, rows: np.ndarray, count: int) -> Launch:
+        place = rows.ctypes.data
+        return self._in_stream(
+            lambda: self._module.call("gpumlp_chain", 1, self._chain_threads, 0, self._order, place, count)
+        )
 
     def launch_resident(self, networks: np.ndarray, count: int, threads: int, shared_bytes: int) -> Launch:
         place = networks.ctypes.data
@@ -53,7 +60,8 @@ class HostDevice:
     Args:
         memory_bytes: there are.
         shared_bytes: of a block.
-        order: in which the threads of a block take turns; see `host.HostModule.launch`.
+        order: in which the threads of a block take turns, see `host.HostModule.launch`; and branches of a graph, the
+            last ones first where it is "ascending".
         products: names of the products that its library says to have; none stands for no library.
     """
 
@@ -142,9 +150,15 @@ class HostDevice:
     def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.empty(shape, dtype)
 
-    def kernels(self, dtype: str, operations: Collection[str], resident: bool = False) -> HostKernels:
+    def kernels(
+        self,
+        dtype: str,
+        operations: Collection[str],
+        resident: bool = False,
+        chained: Collection[str] = frozenset(),
+    ) -> HostKernels:
         if dtype not in self._kernels:  # one build has all operations
-            self._kernels[dtype] = HostKernels(host.HostModule(dtype), self)
+            self._kernels[dtype] = HostKernels(dtype, self)
         return self._kernels[dtype]
 
     def supports_product(self, kind: ProductKind) -> bool:
@@ -167,19 +181,45 @@ class HostDevice:
 
         return self.in_stream(launch)
 
-    def capture(self, launches: Callable[[], Sequence[Launch]]) -> Launch:
+    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
         self._capturing = True
         try:
-            captured = list(launches())
+            captured = [list(section) for section in sections()]
         finally:
             self._capturing = False
 
         def replay() -> None:
             with self.active():  # a graph is launched into the stream by name
-                for launch in captured:
-                    launch()
+                for section in captured:
+                    for node in self._in_some_order(section):
+                        node.launch()
 
         return replay
+
+    def _in_some_order(self, section: Sequence[Node]) -> Iterator[Node]:
+        """The nodes of a section in an order that their lanes allow, and as far from their own as `order` says."""
+        kind, _, seed = self.order.partition(":")
+        rng = np.random.default_rng(int(seed or 0))
+        done: set[int] = set()
+        waiting = {
+            lane: [i for i, n in enumerate(section) if n.lane == lane] for lane in {n.lane for n in section}
+        }
+        while waiting:
+            free = sorted(lane for lane, nodes in waiting.items() if done.issuperset(section[nodes[0]].after))
+            if not free:
+                raise RuntimeError("launches of a graph wait for each other")
+            lane = (
+                free[-1]
+                if kind == "ascending"
+                else free[0]
+                if kind == "descending"
+                else int(rng.choice(free))
+            )
+            i = waiting[lane].pop(0)
+            yield section[i]
+            done.add(i)
+            if not waiting[lane]:
+                del waiting[lane]
 
     def synchronize(self) -> None:
         """Nothing is under way."""

@@ -41,13 +41,6 @@ __device__ inline void redirect(Row* rows, int count, const Stage* stages, int n
   }
 }
 
-__device__ inline void walk(const Row* rows, int count) {
-  for (int i = 0; i < count; ++i) {
-    perform(rows[i], Block{0, 1});
-    __syncthreads();
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(RESIDENT_THREADS) gpumlp_resident(const Network* networks) {
   GPUMLP_DYNAMIC_SHARED(dynamic);
   char* shared = (char*)dynamic;

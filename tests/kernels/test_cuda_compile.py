@@ -14,19 +14,43 @@ from typing import Any
 import pytest
 
 from gpumlp.kernels import IN_BFLOAT16
-from gpumlp.kernels.cuda import OPERATIONS, SCRATCH_BYTES, source
+from gpumlp.kernels.cuda import MAX_CHAIN, OPERATIONS, SCRATCH_BYTES, source
+from gpumlp.kernels.layout import ROW_WIDTH
 
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
 CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
 # What may read or write bfloat16, and an update.
 HALVES = sorted({*IN_BFLOAT16, "cast_bf16", "adam"} & set(OPERATIONS))
+# What a chain may be made of: one operation of each kind.
+SHORT = (
+    *(
+        "shuffle",
+        "gather_rows",
+        "gather_labels",
+        "bias_gelu",
+        "gelu_grad_bias",
+        "softmax_cross_entropy",
+        "mse",
+    ),
+    *(
+        "finish_loss",
+        "batch_norm",
+        "layer_norm_grad",
+        "dropout",
+        "column_sums",
+        "check_gradients",
+        "adam",
+        "advance",
+    ),
+)
 UNITS = [
-    *(("sm_90", "float32", NAMES[start::3], False) for start in range(3)),
-    *(("sm_75", "float64", NAMES[start::3], False) for start in range(3)),
-    *((arch, "float32", CORE, True) for arch in ("sm_80", "sm_90", "sm_100")),
-    ("sm_86", "float64", CORE, True),
-    *((arch, "bf16", HALVES[start::2], False) for start, arch in enumerate(("sm_80", "sm_90"))),
+    *(("sm_90", "float32", NAMES[start::3], "") for start in range(3)),
+    *(("sm_75", "float64", NAMES[start::3], "") for start in range(3)),
+    *((arch, "float32", CORE, "resident") for arch in ("sm_80", "sm_90", "sm_100")),
+    ("sm_86", "float64", CORE, "resident"),
+    *((arch, "bf16", HALVES[start::2], "") for start, arch in enumerate(("sm_80", "sm_90"))),
+    *((arch, dtype, SHORT, "chain") for arch, dtype in (("sm_75", "float64"), ("sm_90", "bf16"))),
 ]
 
 
@@ -78,23 +102,25 @@ def test_each_architecture_and_each_operation_is_compiled():
 
 
 @pytest.mark.parametrize(
-    ("arch", "dtype", "names", "resident"), UNITS, ids=lambda v: str(v) if isinstance(v, str | bool) else ""
+    ("arch", "dtype", "names", "together"), UNITS, ids=lambda v: str(v) if isinstance(v, str) else ""
 )
 def test_the_kernels_compile_without_spilling_registers(
-    arch: str, dtype: str, names: list[str], resident: bool
+    arch: str, dtype: str, names: list[str], together: str
 ) -> None:
-    cubin, log = compile_for(arch, source(dtype, names, walker=resident))
+    chained = names if together == "chain" else ()
+    cubin, log = compile_for(arch, source(dtype, names, together == "resident", chained))
     assert cubin[:4] == b"\x7fELF"
     assert "warning" not in log
     found = spills(log)
     for name in names:
-        for function in (f"gpumlp_{name}", *([f"perform_{name}"] if resident else ())):
+        for function in (f"gpumlp_{name}", *([f"perform_{name}"] if together else ())):
             assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
-    assert max(shared) == SCRATCH_BYTES, "operations share one scratch"
-    if resident:
-        # some of the walker's own addresses may wait in local memory while an operation runs
-        assert found["gpumlp_resident"] <= 64
+    rows = MAX_CHAIN * 8 * ROW_WIDTH if chained else 0
+    assert max(shared) == SCRATCH_BYTES + rows, "operations share one scratch, and a chain has its rows"
+    if together:
+        # some of their own addresses may wait in local memory while an operation runs
+        assert found[f"gpumlp_{together}"] <= 64
 
 
 def test_the_text_is_the_same_every_time_and_in_every_order_of_names() -> None:
@@ -102,6 +128,11 @@ def test_the_text_is_the_same_every_time_and_in_every_order_of_names() -> None:
     assert given == source("float32", iter(["matmul", "relu", "adam", "relu"]), walker=True)
     assert given != source("float64", ["relu", "adam", "matmul"], walker=True)
     assert "gpumlp_sgd" not in given
+    chained = source("float32", ["relu", "adam", "matmul"], chained=["adam", "advance"])
+    assert "gpumlp_chain" in chained
+    assert "perform_advance" in chained
+    assert "perform_relu" not in chained
+    assert "gpumlp_chain" not in source("float32", ["relu", "adam", "matmul"])
     assert all(f"gpumlp_{name}(" in source("float64") for name in OPERATIONS)
 
 

@@ -27,11 +27,11 @@ import pytest
 import gpumlp as gm
 from gpumlp import executors, feed
 from gpumlp.backend import Backend, register_backend, unregister_backend
-from gpumlp.executors import graph
+from gpumlp.executors import branches, graph
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels.cuda import OPERATIONS, cupy_device, host
 from gpumlp.kernels.cuda.cublaslt import EPILOGUES
-from gpumlp.kernels.cuda.device import ProductKind
+from gpumlp.kernels.cuda.device import Node, ProductKind
 from gpumlp.kernels.layout import ROW_WIDTH
 from gpumlp.kernels.reference.products import to_bfloat16
 
@@ -103,10 +103,11 @@ class DeviceArray(np.ndarray):
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.stream = None
+        self.stream, self.capture, self.done = None, None, 0
 
     def record(self, stream=None):
         self.stream = stream or CUDA.stream
+        self.capture, self.done = self.stream.captures, self.stream.done
 
     def synchronize(self):
         self.stream.synchronize()
@@ -120,6 +121,7 @@ class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.ptr, self.device_id = (0, -1) if null else (next(self.numbers), CUDA.device)
         self.non_blocking, self.copies, self.captures = non_blocking, [], None
+        self.done, self.joined = 0, 0  # work captured, and how much of it another stream waits for
 
     def __enter__(self):
         check(self.device_id in (-1, CUDA.device), "a stream of another device than the current one")
@@ -140,6 +142,14 @@ class Stream:
         return event
 
     def wait_event(self, event):
+        check((event.capture is not None) >= (self.captures is not None), "a wait for what is not captured")
+        if event.capture is not None:
+            if self.captures is None:  # this stream takes part from now on
+                self.captures, self.done, self.joined = event.capture, 0, 0
+                CUDA.here.taking_part.append(self)
+            check(self.captures is event.capture, "two captures wait for each other")
+            event.stream.joined = max(event.stream.joined, event.done)
+            return
         CUDA.waits.append((self.ptr, event.stream.ptr))
         event.synchronize()
 
@@ -147,15 +157,21 @@ class Stream:
         assert mode == Runtime.streamCaptureModeThreadLocal
         check(self.ptr != 0, "cannot capture on the default (legacy) stream")
         self.captures = CUDA.here.captures = []
+        CUDA.here.taking_part = []
 
     def end_capture(self):
         work, self.captures, CUDA.here.captures = self.captures, None, None
+        for stream in CUDA.here.taking_part:
+            stream.captures = None
+        check(all(s.joined == s.done for s in CUDA.here.taking_part), "work of another stream was not joined")
+        CUDA.lanes = max(CUDA.lanes, 1 + len(CUDA.here.taking_part))
         return Graph(work)
 
     def put(self, work):
         """Do work that comes in this stream, or note it while it is captured."""
         if self.captures is not None:
             self.captures.append(work)
+            self.done += 1
         else:
             self.synchronize()
             work()
@@ -208,10 +224,13 @@ class RawKernel:
         check(stream.ptr != 0, "a kernel in the default stream")
         check(CUDA.device == self.module.device, "a kernel of a module of another device")
         check(shared_mem <= self._limit, "more shared memory than was asked for")
-        ((blocks,), (threads,), (given,)) = grid, block, args
+        ((blocks,), (threads,), (given, *more)) = grid, block, args
         if isinstance(given, DeviceArray):
             pointer, run = given.data.ptr, self.module.built.call
-            stream.put(lambda: run(self.name, blocks, threads, shared_mem, "ascending", pointer))
+            assert all(type(number) is np.int64 for number in more)  # as long as the kernel's own
+            stream.put(
+                lambda: run(self.name, blocks, threads, shared_mem, "ascending", pointer, *map(int, more))
+            )
         else:
             assert (type(given), given.size, given.nbytes) == (np.ndarray, 1, 8 * ROW_WIDTH)
             row = given.view(np.int64).reshape(ROW_WIDTH).copy()
@@ -252,13 +271,14 @@ class Here(threading.local):
     """What CUDA and CuPy know of a thread."""
 
     def __init__(self):
-        self.devices, self.streams, self.captures = [0], [], None
+        self.devices, self.streams, self.captures, self.taking_part = [0], [], None, []
 
 
 class Cuda:
     def __init__(self):
         self.here, self.waits, self.graphs, self.modules, self.free = Here(), [], 0, 0, 10**9
-        self.products, self.types = [], set()
+        self.products, self.types, self.lanes = [], set(), 1
+        self.workspaces = {}
 
     @property
     def device(self):
@@ -504,6 +524,9 @@ class FakeCublasLt(types.ModuleType):
             assert np.frombuffer(ctypes.string_at(number, int(asked["scale"][1])), asked["scale"])[0] == value
         promised = self.things[ctypes.c_uint64.from_address(algo).value]
         assert workspace % 256 == 0
+        if CUDA.stream.captures is not None:  # those of several streams may be under way at once
+            held = CUDA.workspaces.setdefault((id(CUDA.stream.captures), workspace), stream)
+            check(held == stream, "products side by side in one workspace")
         assert workspace_size_in_bytes >= promised["MAX_WORKSPACE_BYTES"]
         for name, pointer in zip("ABCD", (a, b, c, d), strict=True):
             check(
@@ -855,15 +878,30 @@ def test_a_capture_that_fails_leaves_nothing_captured(gpu):
     def fail():
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        device.capture(lambda: [fail])
+    for lane in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            device.capture(lambda lane=lane: [[Node(lambda: None), Node(fail, lane)]])
     assert CUDA.here.captures is None
     assert CUDA.stream is NULL
 
 
 def test_a_graph_of_nothing_does_nothing(gpu):
     gpu().device.capture(list)()
+    gpu().device.capture(lambda: [[], []])()
     assert CUDA.graphs == 0
+
+
+def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gpu, monkeypatch):
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    gpu()
+    found = train("fake:0")
+    assert CUDA.lanes > 1
+    monkeypatch.setattr(branches, "TILE", 0)  # a product of any size fills the GPU
+    CUDA.lanes = 1
+    alone = train("fake:0")
+    assert CUDA.lanes == 1
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(alone[0][name], value)
 
 
 def test_threads_that_want_the_same_kernels_compile_them_once(gpu):
@@ -945,7 +983,7 @@ def test_memory_goes_with_the_training_that_took_it(kind, gpu, monkeypatch):
         gc.collect()  # layers and their network refer to each other
         left.append(sum(memory() is not None for memory in taken))
     assert len(taken) > 30
-    assert left[0] == left[1] == left[2] <= 1  # the library's workspace
+    assert left[0] == left[1] == left[2] <= branches.LANES  # workspaces of the library
 
 
 def test_trainings_in_several_threads_do_not_meet(kind, gpu):

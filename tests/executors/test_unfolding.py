@@ -1,0 +1,63 @@
+"""Steps of a GPU: which of them go into one launch."""
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp import executors
+from gpumlp.executors import unfolding
+from gpumlp.executors.unfolding import CHAIN_BLOCKS, Step, chains
+from gpumlp.kernels.cuda import MAX_CHAIN
+from gpumlp.program import Call
+
+
+def small(name="relu", blocks=1):
+    return Step(name, blocks=blocks)
+
+
+def product():
+    return Step("matmul", call=Call("matmul", ()))
+
+
+def test_small_neighbours_go_into_one_launch():
+    steps = [small(), small(), product(), small(), product(), product(), small(), small()]
+    assert chains(steps) == [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8)]
+    assert chains([]) == []
+
+
+def test_what_is_worth_many_blocks_has_a_launch_of_its_own():
+    steps = [small(blocks=CHAIN_BLOCKS), small(blocks=CHAIN_BLOCKS + 1), small(), small()]
+    assert chains(steps) == [(0, 1), (1, 2), (2, 4)]
+
+
+def test_a_chain_has_no_more_operations_than_its_kernel_holds():
+    groups = chains([small()] * (2 * MAX_CHAIN + 3))
+    assert [last - first for first, last in groups] == [MAX_CHAIN, MAX_CHAIN, 3]
+
+
+def test_clipping_by_the_norm_counts_blocks_and_is_not_chained():
+    steps = [small(), small("sum_squares"), small("clip_by_norm"), small(), small()]
+    assert chains(steps) == [(0, 1), (1, 2), (2, 3), (3, 5)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["ascending", "random:5"])
+def test_a_training_by_chains_is_the_training_without(order, dtype, stand_in, monkeypatch, assert_close):
+    """With dropout, both normalisations, weights of rows, clipping, and an optimizer with two slots."""
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.normal(size=(50, 5)), rng.integers(0, 3, 50), rng.uniform(0.5, 2, 50)
+    found = []
+    for blocks in (CHAIN_BLOCKS, 0):
+        monkeypatch.setattr(unfolding, "CHAIN_BLOCKS", blocks)
+        stand_in(order=order)
+        layers = [
+            *(gm.Linear(5, 12), gm.BatchNorm1d(12), gm.Tanh(), gm.Dropout(0.2)),
+            *(gm.Linear(12, 9), gm.LayerNorm(9), gm.GELU(), gm.Linear(9, 3)),
+        ]
+        network = gm.Sequential(*layers, device="stand-in", seed=1, dtype=dtype)
+        trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.Adam(1e-2, clip_norm=1.0), seed=5)
+        trainer.fit(X, y, epochs=3, batch_size=16, sample_weight=weight, progress=False)
+        found.append(network.state_dict())
+    for name, value in found[0].items():
+        assert_close(found[1][name], value, 1e-4 if dtype == "float32" else 1e-10)
