@@ -1,4 +1,4 @@
-"""The progress of a training: a bar on a terminal, a line an epoch elsewhere, or nothing."""
+"""The progress of a training: a bar on a terminal, lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,11 +18,16 @@ def _text(logs: Mapping[str, float]) -> str:
     return "".join(f", {name} {value:.4g}" for name, value in scores.items())
 
 
+LINES = 100
+PATIENCE = 5.0
+
+
 class Progress:
     """Shows epochs as they end; an "it" is an epoch.
 
     Args:
-        shown: True for a bar on a terminal and a line an epoch elsewhere; False for silence.
+        shown: True for a bar on a terminal and lines elsewhere: for each epoch, of more than `LINES` for every second,
+            third, ... and the last, and whenever `PATIENCE` seconds have passed. False for silence.
         epochs: planned.
         done: of them before this start, where a training goes on.
     """
@@ -29,6 +35,7 @@ class Progress:
     def __init__(self, shown: bool, epochs: int, done: int = 0) -> None:
         self._epochs, self._done, self._bar = epochs, done, None
         self._lines = shown and not sys.stderr.isatty()
+        self._step, self._said = -(-epochs // LINES), time.monotonic()
         if shown and not self._lines:
             from tqdm import tqdm
 
@@ -36,7 +43,7 @@ class Progress:
 
     @property
     def shows_each(self) -> bool:
-        """Whether every epoch is shown, and not the newest alone."""
+        """Whether epochs are shown by their number, and not the newest alone."""
         return self._lines
 
     def epochs_ended(self, rows: list[dict[str, float]], count: int, it_per_second: float) -> None:
@@ -52,11 +59,17 @@ class Progress:
             self._bar.set_postfix_str(f"loss {rows[-1]['loss']:.4g}{_text(rows[-1])}", refresh=False)
             self._bar.update(count)
         elif self._lines:
-            first = self._done - len(rows) + 1
-            lines = [
-                f"epoch {first + i}/{self._epochs}: loss {row['loss']:.6g}{_text(row)}, {it_per_second:.4g} it/s\n"
-                for i, row in enumerate(rows)
-            ]
+            self._write_lines(rows, it_per_second)
+
+    def _write_lines(self, rows: list[dict[str, float]], it_per_second: float) -> None:
+        now, lines = time.monotonic(), []
+        late = now - self._said >= PATIENCE
+        for n, row in enumerate(rows, self._done - len(rows) + 1):
+            if n % self._step == 0 or n == self._epochs or (late and n == self._done):
+                text = f"loss {row['loss']:.6g}{_text(row)}, {it_per_second:.4g} it/s"
+                lines.append(f"epoch {n}/{self._epochs}: {text}\n")
+        if lines:
+            self._said = now
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 

@@ -160,7 +160,7 @@ class Trainer:
             validate_every: a number of epochs, or for example "200 steps"; the end is always validated.
             shuffle: whether each epoch has a new order.
             sample_weight: (rows,), at least 0.
-            progress: a bar on a terminal, a line an epoch elsewhere; False for silence.
+            progress: a bar on a terminal, elsewhere a hundred lines and one every five seconds; False: silence.
             train_metrics: measure the metrics on the training rows too, with each validation.
             record_steps: keep the loss of every step in `History.step_losses`.
             rows: indices of the rows of X to train on; None for all. Nothing is copied.

@@ -1,4 +1,4 @@
-"""gpumlp.progress: a bar on a terminal, a line an epoch elsewhere, nothing on request."""
+"""gpumlp.progress: a bar on a terminal, lines elsewhere, nothing on request."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp import progress
 
 X = np.random.default_rng(0).normal(size=(20, 3))
 Y = X @ [1.0, 2.0, 3.0]
@@ -44,13 +45,22 @@ def test_there_is_one_line_an_epoch_where_the_stream_is_no_terminal(capsys):
         assert float(found[4]) > 0
 
 
-def test_every_epoch_of_a_block_of_many_has_its_line(capsys):
-    trainer = fit(epochs=500)
+@pytest.mark.parametrize(("epochs", "step"), [(100, 1), (101, 2), (500, 5), (333, 4)])
+def test_a_long_training_has_a_hundred_lines_and_that_of_its_last_epoch(epochs, step, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 1000.0)
+    trainer = fit(epochs=epochs)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines] == [f"epoch {i}/500" for i in range(1, 501)]
+    shown = sorted({*range(step, epochs + 1, step), epochs})
+    assert [line.split(":")[0] for line in lines] == [f"epoch {n}/{epochs}" for n in shown]
     assert [float(line.split("loss ")[1].split(",")[0]) for line in lines] == pytest.approx(
-        trainer.history["loss"], rel=1e-5
+        [trainer.history["loss"][n - 1] for n in shown], rel=1e-5
     )
+
+
+def test_a_slow_training_has_lines_between_those(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    fit(epochs=1000, callbacks=[lambda trainer, epoch, logs: None])  # which lets epochs end one by one
+    assert len(capsys.readouterr().err.splitlines()) == 1000
 
 
 def test_an_epoch_that_was_not_validated_shows_no_nan(capsys):
