@@ -89,6 +89,9 @@ class Executor(Protocol):
 RESIDENT_MULTIPLY_ADDS = 2_000_000
 """Multiply-adds of a step up to which one multiprocessor is quicker than launches over all of them."""
 
+STEP_TO_FORWARD = 3
+"""Multiply-adds of a step to those of its forward products: each has two gradients."""
+
 RESIDENT_TOGETHER = 16
 """How many times that, where many networks share the GPU."""
 
@@ -139,7 +142,7 @@ def executor_in_words(backend: Backend, has_python: bool, multiply_adds_a_row: i
     words = choose_executor(backend, has_python)[1]
     if not backend.is_gpu or has_python:
         return words
-    rows = RESIDENT_MULTIPLY_ADDS // max(1, 3 * multiply_adds_a_row)
+    rows = RESIDENT_MULTIPLY_ADDS // max(1, STEP_TO_FORWARD * multiply_adds_a_row)
     return f"resident for batches of up to {rows:,} rows, {words} above" if rows else words
 
 
@@ -147,7 +150,7 @@ def is_small_together(network: Any, step_rows: int) -> bool:
     """Whether many such networks train best in common launches of the resident kernel, a multiprocessor each."""
     products = sum(row[3] for row in network.layer_table())
     most = RESIDENT_MULTIPLY_ADDS * RESIDENT_TOGETHER
-    return not network.has_python and 3 * products * step_rows <= most
+    return not network.has_python and STEP_TO_FORWARD * products * step_rows <= most
 
 
 def new_seat(backend: Backend, gangs: dict[str, Any]) -> Seat:
