@@ -24,8 +24,8 @@ Array = Any
 CHUNK_BYTES = 256 << 20
 """Rows that are streamed at a time, at most: enough to hide what each copy costs."""
 
-RESERVED = 128 << 20
-"""Bytes of a GPU that are left to libraries."""
+RESERVED = 512 << 20
+"""Bytes of a GPU that are left to libraries: code, working memory, graphs."""
 
 
 _UPLOADING = threading.Lock()
@@ -90,7 +90,10 @@ def connect(
     try:
         with _UPLOADING:
             missing = {name: array for name, array in read.items() if id(array) not in shared.uploads}
-            streams = _must_stream(backend, missing, plan)
+            copies = (
+                data.x.nbytes // 2 if trainer.precision == "bf16" else 0
+            )  # of the rows, in half the bytes
+            streams = _must_stream(backend, missing, plan, copies)
             if not streams:
                 arrays |= {name: shared.upload(backend, array) for name, array in read.items()}
         if streams:
@@ -108,12 +111,12 @@ def connect(
     return memory, executor
 
 
-def _must_stream(backend: Backend, read: dict[str, Array], plan: StepPlan) -> bool:
-    """Whether rows of the host do not fit the GPU beside a step."""
+def _must_stream(backend: Backend, read: dict[str, Array], plan: StepPlan, copies: int = 0) -> bool:
+    """Whether rows of the host do not fit the GPU beside a step, and `copies` bytes made of them."""
     if backend.device is None or any(map(backend.owns, read.values())):
         return False
     room = _room(backend, plan)
-    return 0 < room < sum(array.nbytes for array in read.values())
+    return 0 < room < copies + sum(array.nbytes for array in read.values())
 
 
 def _room(backend: Backend, plan: StepPlan) -> int:

@@ -63,15 +63,20 @@ def check_interrupt(context: Context, kind: str) -> Values:
     trainer = _trainer(case, context.backend)
     X, y = case.data()
     sent: list[float] = []
+    over = threading.Event()
 
     def interrupt() -> None:
-        sent.append(time.perf_counter())
-        os.kill(os.getpid(), signal.SIGINT)
+        wait = context.either(1.0, 0.2)
+        # again, since Python drops an exception that a signal raises while an object is finalized
+        while not over.wait(wait):
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+            wait = 10.0
 
     with executor(EXECUTORS[kind]):
         trainer.fit(X, y, epochs=2, batch_size=case.batch_rows, progress=False)  # compiles
-        timer = threading.Timer(context.either(1.0, 0.2), interrupt)
-        timer.start()
+        sender = threading.Thread(target=interrupt, daemon=True)
+        sender.start()
         try:
             trainer.fit(X, y, epochs=10_000_000, batch_size=case.batch_rows, progress=False)
         except KeyboardInterrupt:
@@ -79,13 +84,14 @@ def check_interrupt(context: Context, kind: str) -> Values:
         else:
             raise Failed("the training was not interrupted")
         finally:
-            timer.cancel()
-    values = {"seconds": ended - sent[0], "limit": ANSWER_LIMIT, "stopped": trainer.history.stopped}
+            over.set()
+    took = ended - sent[-1]
+    values = {"seconds": took, "limit": ANSWER_LIMIT, "sent": len(sent), "stopped": trainer.history.stopped}
     weights = np.concatenate([w.ravel() for w in trainer.network.state_dict().values()])
     if not np.isfinite(weights).all():
         raise Failed("the weights are not finite", values)
-    if not ended - sent[0] <= context.either(ANSWER_LIMIT, 10 * ANSWER_LIMIT):
-        raise Failed(f"the training went on for {ended - sent[0]:.2f} s", values)
+    if not took <= context.either(ANSWER_LIMIT, 10 * ANSWER_LIMIT):
+        raise Failed(f"the training went on for {took:.2f} s", values)
     return values
 
 

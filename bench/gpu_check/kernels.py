@@ -107,6 +107,7 @@ class Compiled:
 def checks(context: Context) -> list[Check]:
     """Each operation in each type, and that none is left out."""
     from .bfloat16 import bfloat16_checks
+    from .chains import check_chains
 
     compiled = Compiled(context)
     found = [Check("compile", compiled.compile, limit=170)]
@@ -117,6 +118,7 @@ def checks(context: Context) -> list[Check]:
         run = functools.partial(check_advance, context, compiled, dtype)
         found.append(Check(f"advance {dtype}", run))
     found += bfloat16_checks(context, compiled)
+    found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found
 
@@ -151,6 +153,7 @@ def call(
     compiled: Kernels | None = None,
     gap: int = 0,
     shift: int = 0,
+    kind: type[OneCall] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run one kernel on the device; return all operands afterwards, on the host."""
     views: dict[str, Array] = {}
@@ -169,7 +172,7 @@ def call(
         stride = value.shape[1] + apart if apart else None
         operands.append(Operand(operand, "", value.shape, str(value.dtype), stride=stride))
     program = Program((Call(name, tuple(operands), dict(scalars)),), {}, frozenset(), 1, dtype)
-    runner = OneCall(context, Memory({}, arrays), blocks, compiled)
+    runner = (kind or OneCall)(context, Memory({}, arrays), blocks, compiled)
     runner.prepare(program)
     runner.run_once(program)
     views |= {name: runner.memory.arrays[name] for name in ("control", "rates") if name in values}

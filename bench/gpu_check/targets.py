@@ -61,8 +61,7 @@ def checks(context: Context) -> list[Check]:
         ("sweep", functools.partial(sweep, context)),
         *(
             (f"{name}, {words}", functools.partial(otherwise, module, constant, context, name, peaks))
-            for name in ("small", "ee6132")
-            for words, module, constant in OTHERWISE
+            for name, words, module, constant in OTHERWISE
         ),
         *(
             (f"{name}, {p}", functools.partial(row, context, name, p, "", peaks))
@@ -78,9 +77,12 @@ def checks(context: Context) -> list[Check]:
 
 OTHERS = ("clf", "polar", "deepwide")
 
+IN_ONE_LANE = "graph in one lane", branches, "TILE"  # as if every product filled the GPU by itself
+WITHOUT_CHAINS = "graph without chains", unfolding, "CHAIN_NUMBERS"
 OTHERWISE = (
-    ("graph in one lane", branches, "TILE"),  # as if every product filled the GPU by itself
-    ("graph without chains", unfolding, "CHAIN_BLOCKS"),
+    ("small", *IN_ONE_LANE),
+    ("small", *WITHOUT_CHAINS),
+    ("ee6132", *IN_ONE_LANE),
 )
 """What the graph executor does about small launches, left out by a constant of 0: the difference is its worth."""
 

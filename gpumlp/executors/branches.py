@@ -6,8 +6,10 @@ most of a GPU idle, and a launch waits until all of the one before it has ended:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +17,13 @@ from ..kernels import kernel_spec
 from ..kernels.cuda import PARTS
 from ..kernels.cuda.device import Launch, Node
 from ..kernels.layout import SCRATCH
-from ..program import Call, Memory
-from .device import Linked
+from ..program import Memory, Program
 from .linking import Place, locate
+from .products import PRODUCTS
 from .unfolding import Step
+
+if TYPE_CHECKING:
+    from .device import Linked
 
 LANES = 4
 """Launches that may be under way at a time."""
@@ -38,7 +43,7 @@ class Access:
 def branch(linked: Linked, launches: Sequence[Launch], memory: Memory, multiprocessors: int) -> list[Node]:
     """Return the launches of a program, each with the lane that it takes and what else it waits for.
 
-    Where every product fills the GPU by itself all stay in one lane.
+    Where a product fills the GPU by itself all stay in one lane: the others are soon done.
 
     Args:
         linked: the program.
@@ -46,10 +51,7 @@ def branch(linked: Linked, launches: Sequence[Launch], memory: Memory, multiproc
         memory: what its operands refer to.
         multiprocessors: of the GPU.
     """
-    results = [
-        dict(zip(kernel_spec(c.kernel).operands, c.operands, strict=True))["c"] for c in _products(linked)
-    ]
-    if all(c is None or c.shape[0] * c.shape[1] >= multiprocessors * TILE for c in results):
+    if fills(linked.program, multiprocessors):
         return [Node(launch) for launch in launches]
     accesses = [access(linked, range(first, last), memory) for first, last in linked.groups]
     return [
@@ -57,8 +59,14 @@ def branch(linked: Linked, launches: Sequence[Launch], memory: Memory, multiproc
     ]
 
 
-def _products(linked: Linked) -> list[Call]:
-    return [step.call for step in linked.steps if step.call is not None]
+def fills(program: Program, multiprocessors: int) -> bool:
+    """Whether a product of the program fills a GPU by itself."""
+    for call in program.calls:
+        if call.kernel in PRODUCTS:
+            result = dict(zip(kernel_spec(call.kernel).operands, call.operands, strict=True))["c"]
+            if result is not None and math.prod(result.shape) >= multiprocessors * TILE:
+                return True
+    return False
 
 
 def access(linked: Linked, steps: Iterable[int], memory: Memory) -> Access:

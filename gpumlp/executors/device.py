@@ -29,9 +29,6 @@ from .unfolding import (
 if TYPE_CHECKING:
     from . import StepPlan
 
-LINGER = 3
-"""Calls for which memory is not used again: those of a layer's backward pass may run side by side."""
-
 CONTROL = Operand("control", "", (CONTROL_SIZE,), "int64")
 
 
@@ -101,13 +98,17 @@ class DeviceExecutor:
         """Whether products are left to the device's library."""
         raise NotImplementedError
 
+    def linger(self, program: Program) -> int:
+        """Calls for which memory is not used again, see `plan`."""
+        return 0
+
     def before_linking(self, programs: Sequence[Program]) -> None:
         """Add to the memory what lowered programs refer to and no one gave."""
 
     # --- linking -----------------------------------------------------------------------------------------------
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
-        lowered = [lower(p, self.rewrites(p), LINGER if self.uses_library else 0) for p in programs]
+        lowered = [lower(p, self.rewrites(p), self.linger(p)) for p in programs]
         self.before_linking(lowered)
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):

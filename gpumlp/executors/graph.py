@@ -20,7 +20,7 @@ from .bfloat16 import (
     parameters_copy,
     use_bfloat16,
 )
-from .branches import branch
+from .branches import branch, fills
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .products import fuse_epilogues
@@ -34,6 +34,10 @@ GRAPH_STEPS = 32
 
 SORTED_ON_HOST_FROM = 1 << 14
 """Rows from which the order of an epoch is sorted by the array library: the kernel's work grows with the square."""
+
+
+LINGER = 3
+"""Calls for which memory is not used again, so that those of a layer's backward pass may run side by side."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ class GraphExecutor(DeviceExecutor):
             *fusions,
             use_bfloat16(n_parameters),
         )
+
+    def linger(self, program: Program) -> int:
+        return 0 if fills(program, self.device.multiprocessors) else LINGER
 
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}

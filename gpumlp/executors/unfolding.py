@@ -30,11 +30,11 @@ THREADS = 256
 BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""
 
-CHAIN_BLOCKS = 16
-"""Blocks up to which an operation is as quick in the one block of a chain as in a launch of its own."""
+CHAIN_NUMBERS = 1 << 14
+"""Numbers up to which an operation is as quick in the one block of a chain as in a launch of its own."""
 
-NEVER_CHAINED = frozenset(["sum_squares", "clip_by_norm"])
-"""Operations of which one counts the blocks of the other."""
+NEVER_CHAINED = frozenset(["sum_squares", "clip_by_norm", "shuffle"])
+"""Operations of which one counts the blocks of the other; and one whose work is not that of its numbers."""
 
 
 @dataclass
@@ -60,6 +60,11 @@ class Step:
     call: Call | None = None
     partial: Any = None
     blocks: int = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers of the largest operand."""
+        return max((p.rows * p.columns for p in self.places if p is not None), default=0)
 
 
 def unfold(
@@ -176,7 +181,7 @@ def chains(steps: Sequence[Step]) -> list[tuple[int, int]]:
     groups: list[tuple[int, int]] = []
     before = False
     for i, step in enumerate(steps):
-        small = step.call is None and step.blocks <= CHAIN_BLOCKS and step.operation not in NEVER_CHAINED
+        small = step.call is None and step.size <= CHAIN_NUMBERS and step.operation not in NEVER_CHAINED
         if small and before and i - groups[-1][0] < MAX_CHAIN:
             groups[-1] = groups[-1][0], i + 1
         else:

@@ -244,11 +244,11 @@ __device__ __forceinline__ void set_element(const Matrix<T>& m, long long i, lon
 }
 
 // Whether packs can be accessed at once at the start of every row; or at the start alone, where it is one long row.
-template <typename T>
+template <int WIDTH = PACK, typename T>
 __device__ __forceinline__ bool aligned(const Matrix<T>& m, bool flat = false) {
   const int size = m.half ? 2 : (int)sizeof(T);
   const long long step = m.rows > 1 && !flat ? m.stride * size : 0;
-  return ((reinterpret_cast<long long>(m.data) | step) & (PACK * size < 16 ? PACK * size - 1 : 15)) == 0;
+  return ((reinterpret_cast<long long>(m.data) | step) & (WIDTH * size < 16 ? WIDTH * size - 1 : 15)) == 0;
 }
 
 // --- a block's share of elements ---------------------------------------------------------------------------------
@@ -310,24 +310,33 @@ __device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, 
     if ((WRITTEN >> k & 1) && operands[k]) store<WIDTH>(operands[k], i, j, v[k]);
 }
 
+// Applies f to all packs of WIDTH if every operand allows it; returns how many columns of each row that were.
+template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ long long apply_packs(const Matrix<T> (&operands)[COUNT], Block block, F& f, bool flat,
+                                                 long long rows, long long columns) {
+  bool wide = true;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) wide = wide && (!operands[k] || aligned<WIDTH>(operands[k], flat));
+  if (!wide) return 0;
+  for_each_place(rows, columns / WIDTH, block,
+                 [&](long long i, long long j) { apply<WIDTH, READ, WRITTEN>(operands, f, i, j * WIDTH); });
+  return columns / WIDTH * WIDTH;
+}
+
 // Changes operands of one shape entry by entry: f takes an array of one entry of each, and may change those that
 // bit k of WRITTEN names; those that bit k of READ names are loaded, and others are 0, as absent ones are.
 template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], Block block, F f) {
-  bool flat = true, wide = true, flat_wide = true;
+  bool flat = true;
 #pragma unroll
-  for (int k = 0; k < COUNT; k++) {
-    if (!operands[k]) continue;
-    flat = flat && (operands[k].rows == 1 || operands[k].stride == operands[k].columns);
-    wide = wide && aligned(operands[k]);
-    flat_wide = flat_wide && aligned(operands[k], true);
-  }
+  for (int k = 0; k < COUNT; k++)
+    flat = flat && (!operands[k] || operands[k].rows == 1 || operands[k].stride == operands[k].columns);
   // as one long row no row ends in the middle of a pack
   const long long rows = flat ? 1 : operands[0].rows;
   const long long columns = flat ? operands[0].rows * operands[0].columns : operands[0].columns;
-  const long long packs = (flat ? flat_wide : wide) ? columns / PACK : 0, done = packs * PACK;
-  for_each_place(rows, packs, block,
-                 [&](long long i, long long j) { apply<PACK, READ, WRITTEN>(operands, f, i, j * PACK); });
+  long long done = apply_packs<PACK, READ, WRITTEN>(operands, block, f, flat, rows, columns);
+  if constexpr (PACK > 4)  // rows of bfloat16 often begin at 8 bytes only
+    if (done == 0) done = apply_packs<4, READ, WRITTEN>(operands, block, f, flat, rows, columns);
   for_each_place(rows, columns - done, block,
                  [&](long long i, long long j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
 }

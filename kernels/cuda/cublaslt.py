@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -73,21 +73,28 @@ class CublasLt:
 
     Args:
         cupy: the module.
+        allocate: returns so many bytes of the device.
     """
 
-    def __init__(self, cupy: Any) -> None:
+    def __init__(self, cupy: Any, allocate: Callable[[int], Any]) -> None:
         self._cupy = cupy
         self._lt = importlib.import_module("nvmath.bindings.cublasLt")
         self._cublas = importlib.import_module("nvmath.bindings.cublas")
         self._types = importlib.import_module("nvmath").CudaDataType
         self._handle = self._lt.create()
-        self._workspace = cupy.empty(WORKSPACE_BYTES, dtype=cupy.uint8)
+        self._allocate = allocate
+        self._workspaces = [allocate(WORKSPACE_BYTES)]  # which graphs know by their addresses
         self._reserved: dict[int, Any] = {}
         self._supported: dict[ProductKind, bool] = {}
 
-    def reserve(self, stream: int) -> None:
-        """Give a stream, by its address, a workspace of its own; all others share one, and must wait for each other."""
-        self._reserved[stream] = self._cupy.empty(WORKSPACE_BYTES, dtype=self._cupy.uint8)
+    def reserve(self, streams: Sequence[int]) -> None:
+        """Give streams, by their addresses, a workspace each; all others share one, and must wait for each other.
+
+        Those that had one before give it up: graphs that use it do not run at the same time.
+        """
+        while len(self._workspaces) <= len(streams):
+            self._workspaces.append(self._allocate(WORKSPACE_BYTES))
+        self._reserved = dict(zip(streams, self._workspaces[1:], strict=False))
 
     def supports(self, kind: ProductKind) -> bool:
         """Whether the library has an algorithm for a product, and computes it right.
@@ -188,7 +195,7 @@ class CublasLt:
 
         def launch() -> None:
             stream = cupy.cuda.get_current_stream().ptr
-            workspace = self._reserved.get(stream, self._workspace)
+            workspace = self._reserved.get(stream, self._workspaces[0])
             lt.matmul(
                 self._handle,
                 description.product,

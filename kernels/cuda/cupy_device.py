@@ -38,27 +38,40 @@ def cupy_device(index: int) -> CupyDevice:
 
 
 def _put(section: Sequence[Node], lanes: Sequence[Any]) -> list[Any]:
-    """Launch the nodes of a section, lanes beside the first beginning and ending with it; return the events used."""
+    """Launch the nodes of a section, lanes beside the first beginning and ending with it.
+
+    Returns:
+        The events used, which must live as long as the capture.
+    """
     main = lanes[0]
     waited = {i for node in section for i in node.after}
-    done: dict[int, Any] = {}
-    used: set[int] = set()
     begun = main.record()
+    events: dict[int, Any] = {}
+    known: dict[int, int] = {}
+    behind = dict.fromkeys(range(len(lanes)), 0)  # bit i: what comes next in a lane comes behind node i
+    last: dict[int, int] = {}
     for i, node in enumerate(section):
         stream = lanes[node.lane]
-        if node.lane and node.lane not in used:
+        if node.lane and node.lane not in last and not node.after:
             stream.wait_event(begun)
-            used.add(node.lane)
         for k in node.after:
-            stream.wait_event(done[k])
+            stream.wait_event(events[k])
+            behind[node.lane] |= known[k]
         with stream:
             node.launch()
+        behind[node.lane] |= 1 << i
+        last[node.lane] = i
         if i in waited:
-            done[i] = stream.record()
-    ends = [lanes[lane].record() for lane in sorted(used)]
-    for end in ends:
-        main.wait_event(end)
-    return [begun, *done.values(), *ends]
+            events[i], known[i] = stream.record(), behind[node.lane]
+    ends = []
+    for lane, i in sorted(
+        last.items(), key=lambda entry: -entry[1]
+    ):  # the latest comes behind most of the others
+        if lane and not behind[0] >> i & 1:
+            ends.append(lanes[lane].record())
+            main.wait_event(ends[-1])
+            behind[0] |= behind[lane]
+    return [begun, *events.values(), *ends]
 
 
 class CupyKernels:
@@ -123,7 +136,6 @@ class CupyDevice:
         self._cupy = importlib.import_module("cupy")
         self._modules: dict[tuple[Any, ...], CupyKernels] = {}
         self._streams: tuple[Any, Any] | None = None
-        self._lanes: list[Any] = []
 
     @functools.cached_property
     def _attributes(self) -> dict[str, int]:
@@ -258,7 +270,7 @@ class CupyDevice:
         if not self.has_products:
             return None
         with self.active():
-            return CublasLt(self._cupy)
+            return CublasLt(self._cupy, self.allocate)
 
     def supports_product(self, kind: ProductKind) -> bool:
         with _LOCK, self.active():
@@ -276,36 +288,33 @@ class CupyDevice:
                 return lambda: None
             # streams of their own: what other threads put into the device's stream is not captured
             with _CAPTURING:
-                lanes = self._captured_streams(1 + max(node.lane for section in every for node in section))
-                try:
-                    graph = self._captured(every, lanes)
-                except BaseException:
-                    self._lanes.clear()  # their capture may not have ended
-                    raise
+                graph = self._captured(
+                    every, self._lanes(1 + max(n.lane for section in every for n in section))
+                )
         return lambda: graph.launch(self._stream)
 
-    def _captured_streams(self, count: int) -> list[Any]:
-        while len(self._lanes) < count:
-            stream = self._cupy.cuda.Stream(non_blocking=True)
-            if (
-                self._lanes and self._products is not None
-            ):  # products side by side need workspaces of their own
-                with self.active():
-                    self._products.reserve(stream.ptr)
-            self._lanes.append(stream)
-        return self._lanes[:count]
+    def _lanes(self, count: int) -> list[Any]:
+        """Return new streams, those beside the first with a workspace each: products may run side by side in them."""
+        lanes = [self._cupy.cuda.Stream(non_blocking=True) for _ in range(count)]
+        if self._products is not None:
+            self._products.reserve([lane.ptr for lane in lanes[1:]])
+        return lanes
 
     def _captured(self, sections: Sequence[Sequence[Node]], lanes: Sequence[Any]) -> Any:
-        main, events = lanes[0], []  # which live until the capture has ended
-        main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+        main, events, collects = lanes[0], [], gc.isenabled()
+        gc.disable()  # a graph that is destroyed meanwhile, whosever it is, would end the capture
         try:
+            main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
             for section in sections:
                 events.append(_put(section, lanes))
+            return main.end_capture()
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 main.end_capture()
             raise
-        return main.end_capture()
+        finally:
+            if collects:
+                gc.enable()
 
     def synchronize(self) -> None:
         self._stream.synchronize()

@@ -42,15 +42,15 @@ class HostKernels:
         return self._in_stream(lambda: self._module.launch(operation, row, blocks, threads, self._order))
 
     def launch_chain(self, rows: np.ndarray, count: int) -> Launch:
-        place = rows.ctypes.data
+        run, threads = self._module.call, self._chain_threads
         return self._in_stream(
-            lambda: self._module.call("gpumlp_chain", 1, self._chain_threads, 0, self._order, place, count)
+            lambda: run("gpumlp_chain", 1, threads, 0, self._order, rows.ctypes.data, count)
         )
 
     def launch_resident(self, networks: np.ndarray, count: int, threads: int, shared_bytes: int) -> Launch:
-        place = networks.ctypes.data
+        run = self._module.call
         return self._in_stream(
-            lambda: self._module.call("gpumlp_resident", count, threads, shared_bytes, self._order, place)
+            lambda: run("gpumlp_resident", count, threads, shared_bytes, self._order, networks.ctypes.data)
         )
 
 

