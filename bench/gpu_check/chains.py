@@ -23,19 +23,18 @@ class InChain(OneCall):
 
 
 def check_chains(context: Context) -> Values:
-    """Hold each kernel against the reference, its operations being a chain; each type once."""
+    """Hold each kernel in float32 against the reference, its operations being a chain."""
     worst, faults = 0.0, []
-    for dtype, sizes in (("float32", ("small", "odd")), ("float64", ("small",))):
-        kernels = context.gpu.kernels(dtype, (), chained=frozenset(OPERATIONS) - NEVER_CHAINED)
-        for size in sizes if not context.is_host else sizes[:1]:
-            examples = SIZES[size]
-            for name in NAMES:
-                values, scalars = examples.operands(name, dtype), examples.scalars(name)
-                wanted = reference(name, values, scalars)
-                found = call(context, name, values, scalars, dtype, 1, kernels, kind=InChain)
-                error, wrong = compare(CATALOGUE[name], values, found, wanted, dtype)
-                worst = max(worst, error)
-                faults += [f"{name} {dtype}, {size}: {text}" for text in wrong]
+    kernels = context.gpu.kernels("float32", (), chained=frozenset(OPERATIONS) - NEVER_CHAINED - {"matmul"})
+    for size in context.either(("small", "odd"), ("small",)):
+        examples = SIZES[size]
+        for name in NAMES:
+            values, scalars = examples.operands(name, "float32"), examples.scalars(name)
+            wanted = reference(name, values, scalars)
+            found = call(context, name, values, scalars, "float32", 1, kernels, kind=InChain)
+            error, wrong = compare(CATALOGUE[name], values, found, wanted, "float32")
+            worst = max(worst, error)
+            faults += [f"{name}, {size}: {text}" for text in wrong]
     if faults:
         raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
     return {"error": worst, "kernels": len(NAMES)}

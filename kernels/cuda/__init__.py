@@ -46,11 +46,7 @@ PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 RESIDENT_THREADS = 256  # of a block of the resident kernel
-CHAIN_THREADS = {
-    "float32": 512,
-    "float64": 256,
-    "bf16": 512,
-}  # of its block: doubles want more registers each
+CHAIN_THREADS = 512  # of the block of a chain; for doubles there would be too few registers
 MAX_CHAIN = 8  # operations of a chain
 COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
@@ -197,7 +193,7 @@ def _constants(dtype: str) -> str:
         "COPY_IN": COPY_IN,
         "COPY_OUT": COPY_OUT,
         "RESIDENT_THREADS": RESIDENT_THREADS,
-        "CHAIN_THREADS": CHAIN_THREADS[dtype],
+        "CHAIN_THREADS": CHAIN_THREADS,
         "MAX_CHAIN": MAX_CHAIN,
     }
     integers = ", ".join(f"{name} = {value}" for name, value in (control | layout | uses).items())
@@ -220,7 +216,7 @@ def source(
         dtype: "float32", "float64" or "bf16": see `TYPES`.
         operations: names of `OPERATIONS`; None takes all.
         walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
-        chained: operations of which ``gpumlp_chain`` does several in one launch; with `walker` all of them.
+        chained: operations of which ``gpumlp_chain`` does several in one launch.
 
     Raises:
         ValueError: a type or an operation that there is not.

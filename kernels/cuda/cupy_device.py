@@ -95,7 +95,6 @@ class CupyKernels:
         chained: Collection[str],
         shared_bytes: int,
     ) -> None:
-        self._chain_threads = CHAIN_THREADS[dtype]
         text = source(dtype, operations, resident, chained)
         self._module = cupy.RawModule(code=text, options=("-std=c++17",))
         names = [f"gpumlp_{name}" for name in operations]
@@ -117,7 +116,7 @@ class CupyKernels:
 
     def launch_chain(self, rows: Array, count: int) -> Launch:
         function, number = self._functions["gpumlp_chain"], np.int64(count)
-        return lambda: function((1,), (self._chain_threads,), (rows, number))
+        return lambda: function((1,), (CHAIN_THREADS,), (rows, number))
 
     def launch_resident(self, networks: Array, count: int, threads: int, shared_bytes: int) -> Launch:
         function = self._functions["gpumlp_resident"]

@@ -34,7 +34,7 @@ class HostKernels:
     """The kernels of one type, built by the system's compiler."""
 
     def __init__(self, dtype: str, device: HostDevice) -> None:
-        self._module, self._chain_threads = host.HostModule(dtype), CHAIN_THREADS[dtype]
+        self._module = host.HostModule(dtype)
         self._order, self._in_stream = device.order, device.in_stream
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
@@ -42,9 +42,9 @@ class HostKernels:
         return self._in_stream(lambda: self._module.launch(operation, row, blocks, threads, self._order))
 
     def launch_chain(self, rows: np.ndarray, count: int) -> Launch:
-        run, threads = self._module.call, self._chain_threads
+        run = self._module.call
         return self._in_stream(
-            lambda: run("gpumlp_chain", 1, threads, 0, self._order, rows.ctypes.data, count)
+            lambda: run("gpumlp_chain", 1, CHAIN_THREADS, 0, self._order, rows.ctypes.data, count)
         )
 
     def launch_resident(self, networks: np.ndarray, count: int, threads: int, shared_bytes: int) -> Launch:

@@ -50,7 +50,7 @@ UNITS = [
     *((arch, "float32", CORE, "resident") for arch in ("sm_80", "sm_90", "sm_100")),
     ("sm_86", "float64", CORE, "resident"),
     *((arch, "bf16", HALVES[start::2], "") for start, arch in enumerate(("sm_80", "sm_90"))),
-    *((arch, dtype, SHORT, "chain") for arch, dtype in (("sm_75", "float64"), ("sm_90", "bf16"))),
+    *((arch, dtype, SHORT, "chain") for arch, dtype in (("sm_75", "float32"), ("sm_90", "bf16"))),
 ]
 
 
@@ -114,9 +114,7 @@ def test_the_kernels_compile_without_spilling_registers(
     found = spills(log)
     for name in names:
         for function in (f"gpumlp_{name}", *([f"perform_{name}"] if together else ())):
-            # in a chain, whose operations are called, a register or two may be put by for the caller
-            most = 16 if together == "chain" and function.startswith("perform_") else 0
-            assert OPERATIONS[name].spills or found[function] <= most, f"{function}: {found[function]} bytes"
+            assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
     rows = MAX_CHAIN * 8 * ROW_WIDTH if chained else 0
     assert max(shared) == SCRATCH_BYTES + rows, "operations share one scratch, and a chain has its rows"
