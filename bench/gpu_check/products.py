@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpumlp.executors.products import PRODUCTS
-from gpumlp.kernels import kernel_spec, mask_bytes
+from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cuda.device import Product, ProductKind
+from gpumlp.kernels.cuda.trial import operand_types
 from gpumlp.kernels.reference import kernel
 from gpumlp.kernels.reference.epilogues import unpack_mask
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
@@ -68,25 +69,15 @@ def operands(kind: ProductKind, seed: int = 0) -> list[np.ndarray | None]:
     """Return operands in the order of the catalogue, normal numbers; what is written is NaN."""
     rng = np.random.default_rng(seed)
     dtype = "float64" if kind.dtype == "float64" else "float32"
-    m, n, k = kind.rows, kind.columns, kind.inner
-    spec = kernel_spec(kind.kernel)
-    shapes = {
-        "a": (k, m) if kind.transpose_a else (m, k),
-        "b": (n, k) if kind.transpose_b else (k, n),
-        "bias": (n,),
-        "db": (n,),
-        "c": (m, n),
-        "x": (m, n),
-        "mask": (m, mask_bytes(n)),
-    }
+    reads = kernel_spec(kind.kernel).reads
     values: list[np.ndarray | None] = []
-    for name in spec.operands:
+    for name, (shape, _) in operand_types(kind).items():
         if name == "mask":
-            values.append(rng.integers(0, 256, shapes[name]).astype(np.uint8))
-        elif name in spec.reads:
-            values.append(rng.standard_normal(shapes[name], dtype=np.float32).astype(dtype))
+            values.append(rng.integers(0, 256, shape).astype(np.uint8))
+        elif name in reads:
+            values.append(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
         else:
-            values.append(np.full(shapes[name], np.nan, dtype))
+            values.append(np.full(shape, np.nan, dtype))
     if not kind.last:
         values[-1] = None
     return values

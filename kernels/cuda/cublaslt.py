@@ -13,17 +13,14 @@ import importlib
 import importlib.util
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from .. import mask_bytes
-from ..reference import kernel, kernel_in_bfloat16
-from ..reference.epilogues import unpack_mask
-from ..reference.products import from_bfloat16
 from .device import Launch, Product, ProductKind
+from .trial import computes_right, operand_types, small
 
 WORKSPACE_BYTES = 32 << 20
 """What NVIDIA recommends for Hopper."""
@@ -97,23 +94,16 @@ class CublasLt:
         self._reserved = dict(zip(streams, self._workspaces[1:], strict=False))
 
     def supports(self, kind: ProductKind) -> bool:
-        """Whether the library has an algorithm for a product, and computes it right.
-
-        What it does with NaN and with its auxiliary matrices is not written down for every version and type, and so
-        each epilogue is tried once on numbers that have no rounding.
-        """
+        """Whether the library has an algorithm for a product, and computes it right."""
         if kind not in self._supported:
-            small = replace(
-                kind, rows=min(kind.rows, 32), columns=min(kind.columns, 128), inner=min(kind.inner, 64)
-            )
             missing = kind.kernel in GRADIENTS and kind.inner == 1
-            self._supported[kind] = not missing and self._has_algorithm(kind) and self._is_right(small)
+            self._supported[kind] = not missing and self._has_algorithm(kind) and self._is_right(small(kind))
         return self._supported[kind]
 
     def _has_algorithm(self, kind: ProductKind) -> bool:
         """Whether it has one for matrices of these shapes, of which there need not be any."""
         try:
-            self._algorithm(_product(kind, [_Unallocated(*operand) for operand in _operands(kind)]))
+            self._algorithm(_product(kind, [_Unallocated(*types) for types in operand_types(kind).values()]))
         except (self._lt.cuBLASLtError, ValueError):
             return False
         return True
@@ -121,62 +111,14 @@ class CublasLt:
     @functools.lru_cache(maxsize=1024)  # noqa: B019, the library lives as long as the process
     def _is_right(self, kind: ProductKind) -> bool:
         try:
-            return self._gives_what_is_expected(kind)
+            return computes_right(kind, self._multiply)
         except (self._lt.cuBLASLtError, ValueError):
             return False
 
-    def _gives_what_is_expected(self, kind: ProductKind) -> bool:
-        rng = np.random.default_rng(0)
-        for nan in (False, True):
-            product = self.example(kind, lambda shape: rng.integers(-2, 3, shape).astype(np.float64))
-            a = product.operands[0]
-            if nan and a is not None:
-                a[:1, :1] = 0x7FC0 if kind.precision == "bf16" else np.nan
-            allowed = self._allowed(kind, product.operands)
-            self.plan(product)()
-            found = [product.operands[k] for k in kind.written]
-            if not any(all(map(self._near, found, wanted)) for wanted in allowed):
-                return False
-        return True
-
-    def _allowed(self, kind: ProductKind, operands: tuple[Any, ...]) -> list[list[Any]]:
-        """What the library may write, of which there is more than one where NaN meets a slope of 0.
-
-        It is NaN, or 0 where the mask selects: then the NaN still shows in the gradients of the layer above, of
-        whose result it is the gradient.
-        """
-        xp = self._cupy
-        run = kernel_in_bfloat16(kind.kernel) if kind.precision == "bf16" else kernel(kind.kernel)
-        after = [None if o is None else o.copy() for o in operands]
-        run(xp, *after, kind.transpose_a, kind.transpose_b)
-        allowed = [[after[k] for k in kind.written]]
-        if kind.kernel == "product_relu_grad":
-            _, _, mask, c, db = after
-            selected = xp.where(unpack_mask(xp, mask, kind.columns), c, xp.zeros_like(c))
-            sums = None if db is None else _numbers(xp, selected).sum(axis=0)
-            allowed.append([selected, sums])
-        return allowed
-
-    def _near(self, found: Any, wanted: Any) -> bool:
-        if found is None or found.dtype == np.uint8:  # a mask: the bits behind the last column are nobody's
-            return True
-        xp = self._cupy
-        tolerance = 1e-2 if found.dtype == np.uint16 else 1e-3
-        found, wanted = _numbers(xp, found), _numbers(xp, wanted)
-        near = xp.abs(found - wanted) <= tolerance * (1 + xp.abs(wanted))
-        return bool((near | (xp.isnan(found) & xp.isnan(wanted))).all())
-
-    def example(self, kind: ProductKind, values: Callable[[tuple[int, ...]], np.ndarray]) -> Product:
-        """Return a product of that kind on new arrays of the device."""
-        arrays = []
-        for shape, dtype in _operands(kind):
-            given = np.asarray(values(shape), np.float64)
-            if dtype == "uint16":
-                given = (given.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-            elif dtype == "uint8":
-                given = np.abs(given)
-            arrays.append(self._cupy.asarray(given.astype(dtype)))
-        return _product(kind, arrays)
+    def _multiply(self, kind: ProductKind, operands: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        arrays: list[Any] = [None if o is None else self._cupy.asarray(o) for o in operands]
+        self.plan(_product(kind, arrays))()
+        return [None if arrays[k] is None else arrays[k].get() for k in kind.written]
 
     # --- one product ---------------------------------------------------------------------------------------------
 
@@ -257,20 +199,6 @@ class CublasLt:
                 f'{product.precision}; train with precision="float32", or on device="cpu"'
             )
         return description, np.array(found.algo["data_"]).reshape(-1).view(np.uint64).copy()
-
-
-def _numbers(xp: Any, x: Any) -> Any:
-    return from_bfloat16(xp, x) if x.dtype == np.uint16 else x
-
-
-def _operands(kind: ProductKind) -> list[tuple[tuple[int, ...], str]]:
-    """Shapes and types of the operands, in the order of the catalogue."""
-    m, n, k = kind.rows, kind.columns, kind.inner
-    operand = "uint16" if kind.precision == "bf16" else kind.dtype
-    a, b = (k, m) if kind.transpose_a else (m, k), (n, k) if kind.transpose_b else (k, n)
-    mask = ((m, mask_bytes(n)), "uint8") if "relu" in kind.kernel else ((m, n), kind.dtype)
-    others = {None: ((m, n), kind.dtype), VECTOR: ((n,), kind.dtype), AUXILIARY: mask}
-    return [(a, operand), (b, operand), *(others[other] for other in OTHERS[kind.kernel])]
 
 
 def _product(kind: ProductKind, operands: list[Any]) -> Product:
