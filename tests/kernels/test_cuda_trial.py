@@ -1,0 +1,81 @@
+"""A product of a library is tried before it is trusted: what is right passes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpumlp.kernels import FOR_GPUS, mask_bytes
+from gpumlp.kernels.cuda.device import ProductKind
+from gpumlp.kernels.cuda.trial import computes_right, operand_types, small
+from gpumlp.kernels.reference import kernel, kernel_in_bfloat16
+from gpumlp.kernels.reference.epilogues import unpack_mask
+
+NAMES = sorted(name for name in FOR_GPUS if name.startswith("product"))
+KIND = ProductKind("product_relu_grad", 9, 20, 5, False, True, "float32", "float32")
+
+
+def of(name, **changed):
+    """A kind of that name; that of a bias is the gradient of weights."""
+    turned = {"transpose_a": True, "transpose_b": False} if name == "product_bias_grad" else {}
+    return replace(KIND, kernel=name, **turned, **changed)
+
+
+def by_reference(kind, operands):
+    run = kernel_in_bfloat16(kind.kernel) if kind.precision == "bf16" else kernel(kind.kernel)
+    run(np, *operands, kind.transpose_a, kind.transpose_b)
+    return [operands[k] for k in kind.written]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("float32", "float32"), ("float64", "float32"), ("float32", "bf16"), ("uint16", "bf16")],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_is_right(name, dtype, precision):
+    kind = of(name, dtype=dtype, precision=precision)
+    assert computes_right(kind, by_reference)
+    if kind.kernel.startswith("product_relu"):
+        assert computes_right(replace(kind, last=False), by_reference)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_in_any_result_is_seen(name):
+    kind = of(name)
+    for k, place in enumerate(kind.written):
+        if list(operand_types(kind))[place] == "mask":  # whose bits behind the last column are nobody's
+            continue
+
+        def wrong(kind, operands, k=k):
+            found = by_reference(kind, operands)
+            found[k].flat[-1] += 1
+            return found
+
+        assert not computes_right(kind, wrong)
+
+
+def test_a_nan_may_be_masked_but_not_lost_elsewhere():
+    def selecting(kind, operands):
+        c, db = by_reference(kind, operands)
+        c[...] = np.where(unpack_mask(np, operands[2], kind.columns), c, 0)
+        db[...] = c.sum(axis=0)
+        return [c, db]
+
+    def losing(kind, operands):
+        return [np.nan_to_num(found) for found in by_reference(kind, operands)]
+
+    assert computes_right(KIND, selecting)
+    assert not computes_right(KIND, losing)
+
+
+def test_shapes_and_types_are_those_of_the_catalogue():
+    kind = ProductKind("product_relu_grad", 9, 20, 5, False, True, "uint16", "bf16")
+    assert operand_types(kind) == {
+        "a": ((9, 5), "uint16"),
+        "b": ((20, 5), "uint16"),
+        "mask": ((9, mask_bytes(20)), "uint8"),
+        "c": ((9, 20), "uint16"),
+        "db": ((20,), "uint16"),
+    }
+    large = replace(kind, rows=10_000, inner=784)
+    assert (small(large).rows, small(large).columns, small(large).inner) == (32, 20, 64)
