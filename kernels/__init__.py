@@ -221,6 +221,13 @@ for _name, _contract, _doc in (
     ),
 ):
     _kernel(_name, _contract, _doc, "transpose_a transpose_b", table=FOR_GPUS)
+NARROW = 16
+"""Inner side up to which a product is no more work than reading what stands around it."""
+
+for _name, _saved in ACTIVATIONS.items():
+    _doc = f"matmul of a and b, which is turned, with an inner side up to {NARROW}, then {_name}_grad"
+    _scalars = " ".join(CATALOGUE[_name].scalars)
+    _kernel(f"narrow_{_name}_grad", f"a b {_saved} -> dx", _doc, _scalars, table=FOR_GPUS)
 _kernel(
     "cast_bf16",
     "x -> y",
@@ -237,7 +244,7 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
     "copy": frozenset("xy"),
     "column_sums": frozenset(["dy"]),
     "matmul": frozenset("abc"),
-    **{name: frozenset(spec.operands) - {"mask"} for name, spec in FOR_GPUS.items() if "product" in name},
+    **{name: frozenset(spec.operands) - {"mask"} for name, spec in FOR_GPUS.items() if name != "cast_bf16"},
 }
 """Operands that may be bfloat16, as uint16, on a GPU in programs of float32: a kernel computes in float32 and rounds
 what it stores. The vectors of a product, and what it saves, are of the type of its result."""

@@ -14,6 +14,7 @@ from gpumlp.backend import address
 from gpumlp.executors.device import CONTROL, DeviceExecutor
 from gpumlp.executors.unfolding import THREADS, advance, encode_steps
 from gpumlp.kernels import (
+    ACTIVATIONS,
     BAD_STEP,
     CATALOGUE,
     EPOCH,
@@ -45,7 +46,7 @@ SIZES = {
 }
 ON_HOST = ("small", "one column")
 
-OTHERS = {"cast_bf16", "advance"}
+OTHERS = {"cast_bf16", "advance", *(f"narrow_{name}_grad" for name in ACTIVATIONS)}
 """Operations that the catalogue does not write, and that have checks of their own."""
 
 
@@ -108,6 +109,7 @@ def checks(context: Context) -> list[Check]:
     """Each operation in each type, and that none is left out."""
     from .bfloat16 import bfloat16_checks
     from .chains import check_chains
+    from .narrow import check_narrow
 
     compiled = Compiled(context)
     found = [Check("compile", compiled.compile, limit=170)]
@@ -119,6 +121,13 @@ def checks(context: Context) -> list[Check]:
         found.append(Check(f"advance {dtype}", run))
     found += bfloat16_checks(context, compiled)
     found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
+    found += [
+        Check(
+            f"narrow gradients {compiled_for}",
+            functools.partial(check_narrow, context, compiled, compiled_for),
+        )
+        for compiled_for in COMPILED_FOR
+    ]
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arena import Arena, aligned
 from ..backend import Backend, address
-from ..kernels import CATALOGUE
+from ..kernels import kernel_spec
 from ..kernels.cuda import MAX_CHAIN, OPERATIONS, blocks, lanes, shares
 from ..kernels.layout import (
     FIRST_TURNED,
@@ -85,7 +85,7 @@ def unfold(
     steps: list[Step] = []
     calls = program.calls
     for i, call in enumerate(calls):
-        if call.kernel == "check_loss" and i and "ring" in CATALOGUE[calls[i - 1].kernel].updates:
+        if call.kernel == "check_loss" and i and "ring" in kernel_spec(calls[i - 1].kernel).updates:
             continue  # finish_loss has done it
         if products and call.kernel in PRODUCTS:
             steps.append(Step(call.kernel, call=call))
@@ -100,10 +100,7 @@ def unfold(
 
 def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Backend) -> Iterator[Step]:
     name = call.kernel
-    if name == "cast_bf16":
-        yield Step(name, places)
-        return
-    spec = CATALOGUE[name]
+    spec = kernel_spec(name)
     scalars = kernel_scalars(name, [float(call.scalars[s]) for s in spec.scalars])
     if name == "matmul":
         yield Step(name, places, [_form(call)])

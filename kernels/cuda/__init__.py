@@ -23,6 +23,8 @@ from .. import (
     CATALOGUE,
     CONTROL_SIZE,
     EPOCH,
+    FOR_GPUS,
+    NARROW,
     POSITION,
     SEED,
     SLOT,
@@ -117,6 +119,7 @@ def _table() -> dict[str, Operation]:
         grids[name] = grids[f"{name}_grad"] = ("elements", 0)
         grids[f"bias_{name}"] = ("elements", 1)
         grids[f"{name}_grad_bias"] = ("columns", 0)
+        grids[f"narrow_{name}_grad"] = ("elements", 3)
     return {name: Operation(name, code, *grids[name]) for code, name in enumerate(sorted(grids))}
 
 
@@ -124,7 +127,7 @@ OPERATIONS: dict[str, Operation] = _table()
 """The catalogue, and the operations that only this backend has, by name."""
 
 
-PARTS = frozenset(OPERATIONS) - frozenset(CATALOGUE) - {"cast_bf16"}
+PARTS = frozenset(OPERATIONS) - frozenset(CATALOGUE) - frozenset(FOR_GPUS)
 """Operations that are a part of what the catalogue has as one, or that only this backend has."""
 
 
@@ -184,6 +187,7 @@ def _constants(dtype: str) -> str:
         "MIXED": int(mixed),
         "TILE": TILE,
         "WARP": WARP,
+        "NARROW": NARROW,
         "SCRATCH_BYTES": SCRATCH_BYTES,
     }
     uses = {

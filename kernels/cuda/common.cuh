@@ -24,7 +24,7 @@ struct Block {
 // One piece of shared memory for all operations: the resident kernel holds many, and theirs would add up. It is not in
 // a template, of which each type would have its own.
 static __device__ double* scratch_doubles() {
-  __shared__ double scratch[SCRATCH_BYTES / sizeof(double)];
+  __align__(16) __shared__ double scratch[SCRATCH_BYTES / sizeof(double)];
   return scratch;
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import mask_bytes
+from .. import ACTIVATIONS, mask_bytes
 from . import activations, products
 
 Array = Any
@@ -78,6 +78,16 @@ def product_gelu_tanh_grad(
         products.column_sums(xp, c, db)
 
 
+def _narrow(name: str) -> Any:
+    gradient = getattr(activations, f"{name}_grad")
+
+    def product_and_gradient(xp: Any, a: Array, b: Array, saved: Array, dx: Array, **scalars: Any) -> None:
+        products.matmul(xp, a, b, dx, transpose_b=True)
+        gradient(xp, saved, dx, dx, **scalars)
+
+    return product_and_gradient
+
+
 KERNELS: dict[str, Any] = {
     "cast_bf16": cast_bf16,
     "product_bias": product_bias,
@@ -86,4 +96,5 @@ KERNELS: dict[str, Any] = {
     "product_bias_grad": product_bias_grad,
     "product_relu_grad": product_relu_grad,
     "product_gelu_tanh_grad": product_gelu_tanh_grad,
+    **{f"narrow_{name}_grad": _narrow(name) for name in ACTIVATIONS},
 }

@@ -9,7 +9,7 @@ import gpumlp as gm
 from gpumlp.executors.bfloat16 import BFLOAT16, PARAMETERS_COPY, keep_in_bfloat16, use_bfloat16
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
-from gpumlp.executors.products import PRODUCTS, fuse_epilogues
+from gpumlp.executors.products import PRODUCTS, fuse_epilogues, fuse_narrow_gradients
 from gpumlp.kernels import kernel_spec
 from gpumlp.program import ACTIVATIONS
 from tests.executors.programs import ALL, having, memory_of, network, run, step_program
@@ -20,7 +20,7 @@ N = 1 << 20  # elements that the arena of parameters might have
 
 def rewrites(library=ALL | {"matmul"}, n_parameters=N):
     supports = having(library)
-    fusions = fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias
+    fusions = fuse_epilogues(supports), fuse_narrow_gradients, fuse_bias_activation, fuse_gradient_bias
     return keep_in_bfloat16(supports), *fusions, use_bfloat16(n_parameters)
 
 
@@ -66,7 +66,7 @@ def test_what_is_read_after_the_program_stays_in_float32():
 
 
 def test_results_that_the_library_cannot_write_stay_in_float32():
-    net = network("tanh", dtype="float32")
+    net = gm.mlp((7, 130, 40, 30), activation="tanh", seed=3, device="cpu")
     program = lowered(net, ALL)
     results = {call.operands[2].dtype for call in program.calls if call.kernel == "matmul"}
     assert results == {"float32"}

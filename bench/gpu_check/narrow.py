@@ -1,0 +1,71 @@
+"""A product with a short inner side in one pass with the gradient of an activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpumlp.kernels import ACTIVATIONS, kernel_spec
+from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+
+from .bfloat16 import ROUNDED
+from .checks import PRODUCT_TOLERANCE, Context, Failed, Values, relative_error
+from .examples import SCALARS
+from .kernels import Compiled, call, reference
+
+SHAPES = (
+    (5, 7, 3),
+    (64, 100, 10),
+    (6000, 1000, 10),
+    (700, 513, 16),
+    (280, 1, 1),
+)  # rows, columns, inner side
+ON_HOST = SHAPES[:2]
+
+
+def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
+    """Hold the gradient of each activation against the reference in float64, at several shapes; NaN goes through."""
+    worst, faults = 0.0, []
+    real = "float32" if dtype == "bf16" else dtype
+    for name in (f"narrow_{activation}_grad" for activation in ACTIVATIONS):
+        scalars = {s: SCALARS[s] for s in kernel_spec(name).scalars}
+        for rows, columns, inner in context.either(SHAPES, ON_HOST):
+            rng = np.random.default_rng(rows)
+            saved = rng.normal(size=(rows, columns))
+            values: dict[str, np.ndarray | None] = {
+                "a": rng.normal(size=(rows, inner)).astype(real),
+                "b": rng.normal(size=(columns, inner)).astype(real),
+                kernel_spec(name).operands[2]: (np.maximum(saved, 0) if "relu" in name else saved).astype(
+                    real
+                ),
+                "dx": np.zeros((rows, columns), real),
+            }
+            for lost in (False, True):
+                given = {k: None if v is None else v.copy() for k, v in values.items()}
+                if lost:
+                    first = given["a"]
+                    assert first is not None
+                    first[-1, -1] = np.nan
+                if dtype == "bf16":
+                    given = {k: None if v is None else to_bfloat16(np, v) for k, v in given.items()}
+                wanted = reference(name, {k: _numbers(v) for k, v in given.items()}, scalars)["dx"]
+                found = call(context, name, given, scalars, dtype, 0, compiled.kernels.get(dtype))["dx"]
+                found = _numbers(found)
+                where = f"{name}, {rows} x {columns} x {inner}"
+                if not np.array_equal(np.isnan(found), np.isnan(wanted)):
+                    faults.append(f"{where}: NaN in other places")
+                    continue
+                there = ~np.isnan(wanted)
+                error = relative_error(found[there], wanted[there])
+                worst = max(worst, error)
+                limit = ROUNDED if dtype == "bf16" else PRODUCT_TOLERANCE[dtype]
+                if not error <= limit:
+                    faults.append(f"{where}: {error:.3g} off, expected at most {limit:g}")
+    if faults:
+        raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
+    return {"error": worst, "kernels": len(ACTIVATIONS)}
+
+
+def _numbers(x: Any) -> Any:
+    return x if x is None or x.dtype != np.uint16 else from_bfloat16(np, x)
