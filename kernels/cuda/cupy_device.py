@@ -306,6 +306,10 @@ class CupyDevice:
             main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
             for section in sections:
                 events.append(_put(section, lanes))
+            # all of them by name, though the first comes behind them: no launch follows that would wait once more
+            events.append([lanes[k].record() for k in sorted({n.lane for s in sections for n in s} - {0})])
+            for end in events[-1]:
+                main.wait_event(end)
             return main.end_capture()
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
