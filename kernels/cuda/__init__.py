@@ -38,7 +38,17 @@ from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA
 
 Grid = Literal["elements", "rows", "columns", "one", "tiles"]
 
-FILES = ("common", "activations", "batches", "losses", "normalisation", "optimizers", "products")
+FILES = (
+    "common",
+    "memory",
+    "sharing",
+    "activations",
+    "batches",
+    "losses",
+    "normalisation",
+    "optimizers",
+    "products",
+)
 """Files of the translation unit, in order; a file uses those before it."""
 
 TYPES = {"float32": "float", "float64": "double", "bf16": "float"}

@@ -1,0 +1,152 @@
+// Loads and stores: several neighbours at once, in float, double or bfloat16.
+
+// --- bfloat16 ----------------------------------------------------------------------------------------------------
+
+// The upper half of a float, rounded to nearest, ties to even. NaN stays NaN: rounding could carry into its sign.
+__device__ __forceinline__ unsigned short bfloat16(float x) {
+  const unsigned bits = __float_as_uint(x);
+  if (x != x) return (unsigned short)(bits >> 16 | 0x40);
+  return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// A double goes through float, rounded to odd, so that it is not rounded to a tie first: the last bit of an inexact
+// float towards 0 is set.
+__device__ __forceinline__ unsigned short bfloat16(double x) {
+  float near = (float)x;
+  if ((double)near != x && x == x) {
+    unsigned bits = __float_as_uint(near);
+    if (fabs((double)near) > fabs(x)) bits -= 1;
+    near = __uint_as_float(bits | 1);
+  }
+  return bfloat16(near);
+}
+
+__device__ __forceinline__ float from_bfloat16(unsigned half) { return __uint_as_float(half << 16); }
+
+// --- loads and stores --------------------------------------------------------------------------------------------
+
+// WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else one.
+template <int WIDTH>
+__device__ __forceinline__ void load(float (&v)[WIDTH], const float* p) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int w = 0; w < WIDTH; w += 4) {
+      const float4 q = *reinterpret_cast<const float4*>(p + w);
+      v[w] = q.x, v[w + 1] = q.y, v[w + 2] = q.z, v[w + 3] = q.w;
+    }
+  } else {
+    v[0] = *p;
+  }
+}
+template <int WIDTH>
+__device__ __forceinline__ void load(double (&v)[WIDTH], const double* p) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int w = 0; w < WIDTH; w += 2) {
+      const double2 q = *reinterpret_cast<const double2*>(p + w);
+      v[w] = q.x, v[w + 1] = q.y;
+    }
+  } else {
+    v[0] = *p;
+  }
+}
+template <int WIDTH>
+__device__ __forceinline__ void store(float* p, const float (&v)[WIDTH]) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int w = 0; w < WIDTH; w += 4)
+      *reinterpret_cast<float4*>(p + w) = make_float4(v[w], v[w + 1], v[w + 2], v[w + 3]);
+  } else {
+    *p = v[0];
+  }
+}
+template <int WIDTH>
+__device__ __forceinline__ void store(double* p, const double (&v)[WIDTH]) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int w = 0; w < WIDTH; w += 2) *reinterpret_cast<double2*>(p + w) = make_double2(v[w], v[w + 1]);
+  } else {
+    *p = v[0];
+  }
+}
+
+// The same of bfloat16, where WIDTH is a multiple of 4 in accesses of 2 bytes an element.
+template <int WIDTH>
+__device__ __forceinline__ void load_halves(float (&v)[WIDTH], const unsigned short* p) {
+  if constexpr (WIDTH % 4 == 0) {
+    unsigned words[WIDTH / 2];
+    if constexpr (WIDTH % 8 == 0) {
+#pragma unroll
+      for (int w = 0; w < WIDTH / 2; w += 4) {
+        const uint4 q = *reinterpret_cast<const uint4*>(p + 2 * w);
+        words[w] = q.x, words[w + 1] = q.y, words[w + 2] = q.z, words[w + 3] = q.w;
+      }
+    } else {
+      const uint2 q = *reinterpret_cast<const uint2*>(p);
+      words[0] = q.x, words[1] = q.y;
+    }
+#pragma unroll
+    for (int w = 0; w < WIDTH / 2; w++)
+      v[2 * w] = from_bfloat16(words[w] & 0xffff), v[2 * w + 1] = __uint_as_float(words[w] & 0xffff0000u);
+  } else {
+    v[0] = from_bfloat16(*p);
+  }
+}
+template <int WIDTH, typename T>
+__device__ __forceinline__ void store_halves(unsigned short* p, const T (&v)[WIDTH]) {
+  if constexpr (WIDTH % 4 == 0) {
+    unsigned words[WIDTH / 2];
+#pragma unroll
+    for (int w = 0; w < WIDTH / 2; w++) words[w] = bfloat16(v[2 * w]) | (unsigned)bfloat16(v[2 * w + 1]) << 16;
+    if constexpr (WIDTH % 8 == 0) {
+#pragma unroll
+      for (int w = 0; w < WIDTH / 2; w += 4)
+        *reinterpret_cast<uint4*>(p + 2 * w) = make_uint4(words[w], words[w + 1], words[w + 2], words[w + 3]);
+    } else {
+      *reinterpret_cast<uint2*>(p) = make_uint2(words[0], words[1]);
+    }
+  } else {
+    *p = bfloat16(v[0]);
+  }
+}
+
+// WIDTH neighbours of row i from column j on, whatever the matrix is stored in.
+template <int WIDTH, typename T>
+__device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, long long i, long long j) {
+  if constexpr (MIXED) {
+    if (m.half) {
+      load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + i * m.stride + j);
+      return;
+    }
+  }
+  load<WIDTH>(v, m.at(i, j));
+}
+template <int WIDTH, typename T>
+__device__ __forceinline__ void store(const Matrix<T>& m, long long i, long long j, const T (&v)[WIDTH]) {
+  if constexpr (MIXED) {
+    if (m.half) {
+      store_halves<WIDTH>(reinterpret_cast<unsigned short*>(m.data) + i * m.stride + j, v);
+      return;
+    }
+  }
+  store<WIDTH>(m.at(i, j), v);
+}
+template <typename T>
+__device__ __forceinline__ T element(const Matrix<T>& m, long long i, long long j) {
+  T v[1];
+  load<1>(v, m, i, j);
+  return v[0];
+}
+template <typename T>
+__device__ __forceinline__ void set_element(const Matrix<T>& m, long long i, long long j, T value) {
+  const T v[1] = {value};
+  store<1>(m, i, j, v);
+}
+
+// Whether packs can be accessed at once at the start of every row; or at the start alone, where it is one long row.
+template <int WIDTH = PACK, typename T>
+__device__ __forceinline__ bool aligned(const Matrix<T>& m, bool flat = false) {
+  const int size = m.half ? 2 : (int)sizeof(T);
+  const long long step = m.rows > 1 && !flat ? m.stride * size : 0;
+  return ((reinterpret_cast<long long>(m.data) | step) & (WIDTH * size < 16 ? WIDTH * size - 1 : 15)) == 0;
+}

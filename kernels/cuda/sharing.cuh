@@ -1,0 +1,209 @@
+// What a block does of an operation: its share of the elements, rows or columns of a matrix, and sums over them that
+// give the same bits every time.
+
+// --- a block's share of elements ---------------------------------------------------------------------------------
+
+// Quotient and remainder; 64-bit division costs four times as much as 32-bit.
+__device__ __forceinline__ void divide(long long a, long long b, long long& quotient, long long& remainder) {
+  if (((a | b) >> 32) == 0) {
+    quotient = (unsigned)a / (unsigned)b;
+    remainder = (unsigned)a % (unsigned)b;
+  } else {
+    quotient = a / b;
+    remainder = a % b;
+  }
+}
+
+// Calls body(i, j) for this thread's share of the places of a (rows, width) grid; neighbours take neighbours.
+template <typename Body>
+__device__ __forceinline__ void for_each_place(long long rows, long long width, Block block, Body body) {
+  const long long start = (long long)block.index * blockDim.x + threadIdx.x;
+  const long long step = (long long)block.count * blockDim.x;
+  if (start >= rows * width) return;
+  if (rows == 1) {
+    for (long long j = start; j < width; j += step) body(0, j);
+    return;
+  }
+  long long i, j, down, across;
+  divide(start, width, i, j);
+  divide(step, width, down, across);
+  while (i < rows) {
+    body(i, j);
+    i += down;
+    j += across;
+    if (j >= width) j -= width, i++;
+  }
+}
+
+// Applies f to WIDTH neighbours: see `elementwise`. It is no lambda, since NVRTC before CUDA 13 takes one that is
+// generic for a function of the host.
+template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, long long i, long long j) {
+  T v[COUNT][WIDTH];
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) {
+#pragma unroll
+    for (int w = 0; w < WIDTH; w++) v[k][w] = T(0);
+    if ((READ >> k & 1) && operands[k]) load<WIDTH>(v[k], operands[k], i, j);
+  }
+#pragma unroll
+  for (int w = 0; w < WIDTH; w++) {
+    T entry[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) entry[k] = v[k][w];
+    f(entry);
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) v[k][w] = entry[k];
+  }
+#pragma unroll
+  for (int k = 0; k < COUNT; k++)
+    if ((WRITTEN >> k & 1) && operands[k]) store<WIDTH>(operands[k], i, j, v[k]);
+}
+
+// Applies f to all packs of WIDTH if every operand allows it; returns how many columns of each row that were.
+template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ long long apply_packs(const Matrix<T> (&operands)[COUNT], Block block, F& f, bool flat,
+                                                 long long rows, long long columns) {
+  bool wide = true;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) wide = wide && (!operands[k] || aligned<WIDTH>(operands[k], flat));
+  if (!wide) return 0;
+  for_each_place(rows, columns / WIDTH, block,
+                 [&](long long i, long long j) { apply<WIDTH, READ, WRITTEN>(operands, f, i, j * WIDTH); });
+  return columns / WIDTH * WIDTH;
+}
+
+// Changes operands of one shape entry by entry: f takes an array of one entry of each, and may change those that
+// bit k of WRITTEN names; those that bit k of READ names are loaded, and others are 0, as absent ones are.
+template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], Block block, F f) {
+  bool flat = true;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++)
+    flat = flat && (!operands[k] || operands[k].rows == 1 || operands[k].stride == operands[k].columns);
+  // as one long row no row ends in the middle of a pack
+  const long long rows = flat ? 1 : operands[0].rows;
+  const long long columns = flat ? operands[0].rows * operands[0].columns : operands[0].columns;
+  long long done = apply_packs<PACK, READ, WRITTEN>(operands, block, f, flat, rows, columns);
+  if constexpr (PACK > 4)  // rows of bfloat16 often begin at 8 bytes only
+    if (done == 0) done = apply_packs<4, READ, WRITTEN>(operands, block, f, flat, rows, columns);
+  for_each_place(rows, columns - done, block,
+                 [&](long long i, long long j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
+}
+
+// --- a block's share of rows -------------------------------------------------------------------------------------
+
+// A warp takes a row, or several narrow ones: a power of two of its lanes to each.
+__device__ __forceinline__ int lanes_for(long long columns) {
+  int lanes = 1;
+  while (lanes < WARP && lanes < columns) lanes *= 2;
+  return lanes;
+}
+
+// The sum over the lanes of a row, in an order that does not depend on anything else; each of them gets it.
+template <typename T>
+__device__ __forceinline__ T row_sum(T v, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+  return v;
+}
+template <typename T>
+__device__ __forceinline__ T row_maximum(T v, int lanes) {
+  for (int step = lanes / 2; step > 0; step /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, step));
+  return v;
+}
+
+// Calls body(i, lane, lanes, columns) for rows of a matrix. Lanes whose row does not exist come along with 0 columns
+// and a row that does, since a shuffle wants all of the warp; they must not write what belongs to the row.
+template <typename Body>
+__device__ __forceinline__ void for_each_row(long long rows, long long columns, Block block, Body body) {
+  const int lanes = lanes_for(columns), at_once = WARP / lanes, in_warp = threadIdx.x % WARP;
+  const long long warp = ((long long)block.index * blockDim.x + threadIdx.x) / WARP;
+  const long long warps = (long long)block.count * blockDim.x / WARP;
+  for (long long first = warp * at_once; first < rows; first += warps * at_once) {
+    const long long i = first + in_warp / lanes;
+    const bool here = i < rows;
+    body(here ? i : rows - 1, in_warp % lanes, lanes, here ? columns : 0);
+  }
+}
+
+// --- a block's share of columns ----------------------------------------------------------------------------------
+
+// A block takes up to 32 columns at once; its threads stand in rows of that width, each with a part of the rows.
+struct Columns {
+  int width, place, first, step;  // columns at once; this thread's column among them; its first row, rows to the next
+
+  __device__ __forceinline__ explicit Columns(long long columns)
+      : width(lanes_for(columns)), place(threadIdx.x % width), first(threadIdx.x / width), step(blockDim.x / width) {}
+};
+
+// The sums over the threads of each column; all of them get it. Every thread of the block must come.
+template <typename T>
+__device__ __forceinline__ T column_total(T v, const Columns& c) {
+  T* shared = shared_scratch<T>();
+  const int thread = threadIdx.x, threads = blockDim.x;
+  int half = 1;
+  while (2 * half < threads) half *= 2;
+  __syncthreads();  // what lay there may still be read
+  shared[thread] = v;
+  for (; half >= c.width; half /= 2) {
+    __syncthreads();
+    if (thread < half && thread + half < threads) shared[thread] += shared[thread + half];
+  }
+  __syncthreads();
+  return shared[c.place];
+}
+
+// The sum of v over the threads of the block; all of them get it. Every thread must come.
+__device__ __forceinline__ double block_total(double v) { return column_total(v, Columns(1)); }
+
+// Adds term(load(i)) over i = first, first + step, ... below last. Four loads are under way at once; sums of up to 64
+// terms are added up apart, so that the rounding error does not grow with the number of rows.
+template <typename T, typename Load, typename Term>
+__device__ __forceinline__ T sum_over(long long first, long long last, long long step, Load load, Term term) {
+  T total = T(0);
+  long long i = first;
+  while (i < last) {
+    T part[4] = {T(0), T(0), T(0), T(0)};
+    for (int n = 0; n < 16 && i < last; n++, i += 4 * step) {
+      decltype(load(i)) loaded[4];
+#pragma unroll
+      for (int u = 0; u < 4; u++)
+        if (i + u * step < last) loaded[u] = load(i + u * step);
+#pragma unroll
+      for (int u = 0; u < 4; u++)
+        if (i + u * step < last) part[u] += term(loaded[u], i + u * step);
+    }
+    total += (part[0] + part[1]) + (part[2] + part[3]);
+  }
+  return total;
+}
+
+// Calls body(j, here, tile's columns) for each tile of columns of this block; `here` is false for threads beyond the
+// last column, which come along for the barriers with a column that exists.
+template <typename Body>
+__device__ __forceinline__ void for_each_column(long long columns, Block block, Body body) {
+  const Columns c(columns);
+  for (long long first = (long long)block.index * c.width; first < columns; first += (long long)block.count * c.width) {
+    const long long j = first + c.place;
+    body(j < columns ? j : columns - 1, j < columns, c);
+  }
+}
+
+// db = sums of the columns: with one row in db, over all rows; with more, each over its share of the rows.
+template <typename T, typename Load, typename Term>
+__device__ __forceinline__ void sum_columns(long long rows, long long columns, Matrix<T> db, Block block, Load load,
+                                            Term term) {
+  using Loaded = decltype(load(rows, columns));
+  const Columns c(columns);
+  const long long tiles = (columns + c.width - 1) / c.width, each = (rows + db.rows - 1) / db.rows;
+  for (long long unit = block.index; unit < tiles * db.rows; unit += block.count) {
+    const long long share = unit / tiles, j = unit % tiles * c.width + c.place;
+    const long long first = share * each, last = first + each < rows ? first + each : rows;
+    const bool here = j < columns;
+    const T sum = sum_over<T>(first + c.first, here ? last : first, c.step,
+                              [&](long long i) { return load(i, j); },
+                              [&](const Loaded& loaded, long long i) { return term(loaded, i, j); });
+    const T total = column_total(sum, c);
+    if (here && c.first == 0) *db.at(share, j) = total;
+  }
+}
