@@ -11,7 +11,7 @@ from gpumlp.kernels.reference import kernel
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
 
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values, relative_error
-from .kernels import ON_HOST, SIZES, Compiled, call, reference, written
+from .one_call import ON_HOST, SIZES, Compiled, call, reference, written
 
 ROUNDED = 2.0**-8
 """Relative error of numbers that were rounded to bfloat16, by norm; half of it is the most of one."""

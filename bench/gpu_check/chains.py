@@ -9,7 +9,7 @@ from gpumlp.kernels.cuda import OPERATIONS
 from gpumlp.kernels.cuda.device import Launch
 
 from .checks import Context, Failed, Values
-from .kernels import SIZES, OneCall, call, compare, reference
+from .one_call import SIZES, OneCall, call, compare, reference
 
 NAMES = sorted(set(CATALOGUE) - NEVER_CHAINED - {"matmul"})
 

@@ -12,7 +12,7 @@ from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
 from .bfloat16 import ROUNDED
 from .checks import PRODUCT_TOLERANCE, Context, Failed, Values, relative_error
 from .examples import SCALARS
-from .kernels import Compiled, call, reference
+from .one_call import Compiled, call, reference
 
 SHAPES = (
     (5, 7, 3),
