@@ -90,9 +90,9 @@ def connect(
     try:
         with _UPLOADING:
             missing = {name: array for name, array in read.items() if id(array) not in shared.uploads}
-            copies = (
-                data.x.nbytes // 2 if trainer.precision == "bf16" else 0
-            )  # of the rows, in half the bytes
+            in_place = plan.batch.rows == len(rows) == len(data.x)
+            # rows that are read where they lie have a copy in half the bytes
+            copies = data.x.nbytes // 2 if trainer.precision == "bf16" and in_place else 0
             streams = _must_stream(backend, missing, plan, copies)
             if not streams:
                 arrays |= {name: shared.upload(backend, array) for name, array in read.items()}

@@ -87,6 +87,8 @@ def check_interrupt(context: Context, kind: str) -> Values:
             over.set()
     took = ended - sent[-1]
     values = {"seconds": took, "limit": ANSWER_LIMIT, "sent": len(sent), "stopped": trainer.history.stopped}
+    if len(sent) > 1 and not context.is_host:
+        raise Failed(f"the training went on until signal {len(sent)}", values)
     weights = np.concatenate([w.ravel() for w in trainer.network.state_dict().values()])
     if not np.isfinite(weights).all():
         raise Failed("the weights are not finite", values)

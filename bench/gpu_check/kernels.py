@@ -10,7 +10,7 @@ import numpy as np
 
 from gpumlp.backend import address
 from gpumlp.executors.device import CONTROL
-from gpumlp.executors.unfolding import THREADS, advance, encode_steps
+from gpumlp.executors.unfolding import advance, encode_steps
 from gpumlp.kernels import (
     ACTIVATIONS,
     BAD_STEP,
@@ -24,7 +24,7 @@ from gpumlp.kernels import (
     UPDATE,
     kernel_spec,
 )
-from gpumlp.kernels.cuda import OPERATIONS
+from gpumlp.kernels.cuda import OPERATIONS, THREADS
 from gpumlp.program import Call, Memory, Operand, Program, new_control
 
 from .bfloat16 import bfloat16_checks

@@ -36,9 +36,9 @@ def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
             values: dict[str, np.ndarray | None] = {
                 "a": rng.normal(size=(rows, inner)).astype(real),
                 "b": rng.normal(size=(columns, inner)).astype(real),
-                kernel_spec(name).operands[2]: (np.maximum(saved, 0) if "relu" in name else saved).astype(
-                    real
-                ),
+                kernel_spec(name).operands[2]: (
+                    np.maximum(saved, 0) if name == "narrow_relu_grad" else saved
+                ).astype(real),
                 "dx": np.zeros((rows, columns), real),
             }
             for lost in (False, True):
@@ -50,21 +50,28 @@ def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
                 if dtype == "bf16":
                     given = {k: None if v is None else to_bfloat16(np, v) for k, v in given.items()}
                 wanted = reference(name, {k: _numbers(v) for k, v in given.items()}, scalars)["dx"]
-                found = call(context, name, given, scalars, dtype, 0, compiled.kernels.get(dtype))["dx"]
-                found = _numbers(found)
-                where = f"{name}, {rows} x {columns} x {inner}"
-                if not np.array_equal(np.isnan(found), np.isnan(wanted)):
-                    faults.append(f"{where}: NaN in other places")
-                    continue
-                there = ~np.isnan(wanted)
-                error = relative_error(found[there], wanted[there])
-                worst = max(worst, error)
-                limit = ROUNDED if dtype == "bf16" else PRODUCT_TOLERANCE[dtype]
-                if not error <= limit:
-                    faults.append(f"{where}: {error:.3g} off, expected at most {limit:g}")
+                for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
+                    kernels = compiled.kernels.get(dtype)
+                    dx = call(context, name, given, scalars, dtype, blocks, kernels, gap, shift)["dx"]
+                    error, fault = _judge(_numbers(dx), wanted, dtype)
+                    worst = max(worst, error)
+                    where = f"{name}, {rows} x {columns} x {inner}, blocks {blocks or 'many'}, gap {gap}"
+                    faults += [f"{where}: {fault}"] if fault else []
     if faults:
         raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
     return {"error": worst, "kernels": len(ACTIVATIONS)}
+
+
+def _judge(found: np.ndarray, wanted: np.ndarray, dtype: str) -> tuple[float, str]:
+    """Return the relative error, and what is wrong, if anything."""
+    there = ~np.isnan(wanted)
+    if not np.array_equal(~np.isnan(found), there):
+        return 0.0, "NaN in other places"
+    error, limit = (
+        relative_error(found[there], wanted[there]),
+        ROUNDED if dtype == "bf16" else PRODUCT_TOLERANCE[dtype],
+    )
+    return error, "" if error <= limit else f"{error:.3g} off, expected at most {limit:g}"
 
 
 def _numbers(x: Any) -> Any:

@@ -12,12 +12,12 @@ import numpy as np
 from ..arena import Arena
 from ..backend import Backend, address
 from ..kernels import CONTROL_SIZE, POSITION, SLOT, START
+from ..kernels.cuda import THREADS
 from ..kernels.cuda.device import Kernels, Launch, Product, ProductKind
 from ..program import Call, Memory, Operand, Program, activation_bytes
 from .lowering import Rewrite, lower
 from .unfolding import (
     BLOCKS_A_MULTIPROCESSOR,
-    THREADS,
     Step,
     advance,
     chains,

@@ -11,7 +11,7 @@ import numpy as np
 from ..arena import Arena, aligned
 from ..backend import Backend, address
 from ..kernels import kernel_spec
-from ..kernels.cuda import MAX_CHAIN, OPERATIONS, blocks, lanes, shares
+from ..kernels.cuda import MAX_CHAIN, OPERATIONS, THREADS, blocks, lanes, shares
 from ..kernels.layout import (
     FIRST_TURNED,
     OPERAND_WIDTH,
@@ -24,14 +24,14 @@ from ..program import Call, Memory, Operand, Program
 from .linking import Place, kernel_scalars, locate
 from .products import PRODUCTS
 
-THREADS = 256
-"""Of a block, where an operation is a kernel of its own."""
-
 BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""
 
 CHAIN_NUMBERS = 1 << 14
 """Numbers up to which an operation is as quick in the one block of a chain as in a launch of its own."""
+
+TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
+"""Operands of which an operation reads a part."""
 
 NEVER_CHAINED = frozenset(["sum_squares", "clip_by_norm", "shuffle"])
 """Operations of which one counts the blocks of the other; and one whose work is not that of its numbers."""
@@ -62,9 +62,15 @@ class Step:
     blocks: int = 0
 
     @property
-    def size(self) -> int:
-        """Numbers of the largest operand."""
-        return max((p.rows * p.columns for p in self.places if p is not None), default=0)
+    def is_small(self) -> bool:
+        """Whether one block is enough: where there is only one in any case, or few numbers are at work."""
+        if self.call is not None or self.operation in NEVER_CHAINED:
+            return False
+        if OPERATIONS[self.operation].grid == "one":
+            return True
+        names = kernel_spec(self.operation).operands
+        sizes = [p.rows * p.columns for n, p in zip(names, self.places, strict=True) if p and n not in TABLES]
+        return max(sizes, default=0) <= CHAIN_NUMBERS
 
 
 def unfold(
@@ -178,12 +184,11 @@ def chains(steps: Sequence[Step]) -> list[tuple[int, int]]:
     groups: list[tuple[int, int]] = []
     before = False
     for i, step in enumerate(steps):
-        small = step.call is None and step.size <= CHAIN_NUMBERS and step.operation not in NEVER_CHAINED
-        if small and before and i - groups[-1][0] < MAX_CHAIN:
+        if step.is_small and before and i - groups[-1][0] < MAX_CHAIN:
             groups[-1] = groups[-1][0], i + 1
         else:
             groups.append((i, i + 1))
-        before = small
+        before = step.is_small
     return groups
 
 

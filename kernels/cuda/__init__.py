@@ -57,6 +57,7 @@ TYPES = {"float32": "float", "float64": "double", "bf16": "float"}
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
+THREADS = 256  # of a block, where an operation is a kernel of its own
 RESIDENT_THREADS = 256  # of a block of the resident kernel
 CHAIN_THREADS = 512  # of the block of a chain; for doubles there would be too few registers
 MAX_CHAIN = 8  # operations of a chain
@@ -75,6 +76,7 @@ class Operation:
             thread), or "one" block does it all.
         operand: whose shape that is.
         spills: whether registers may spill into local memory.
+        at_once: blocks that a multiprocessor is to hold at a time, in float32; 0 leaves it to the compiler.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Operation:
     grid: Grid
     operand: int
     spills: bool = False
+    at_once: int = 0
 
 
 _GRIDS: dict[str, tuple[Grid, int]] = {
@@ -130,7 +133,11 @@ def _table() -> dict[str, Operation]:
         grids[f"bias_{name}"] = ("elements", 1)
         grids[f"{name}_grad_bias"] = ("columns", 0)
         grids[f"narrow_{name}_grad"] = ("elements", 3)
-    return {name: Operation(name, code, *grids[name]) for code, name in enumerate(sorted(grids))}
+    return {
+        # those wait for memory, and want many warps
+        name: Operation(name, code, *grids[name], at_once=3 if name.startswith("narrow_") else 0)
+        for code, name in enumerate(sorted(grids))
+    }
 
 
 OPERATIONS: dict[str, Operation] = _table()
@@ -241,15 +248,7 @@ def source(
     if unknown := [name for name in (*chosen, *chained) if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
     real = TYPES[dtype]
-    kernel = (
-        'extern "C" __global__ void gpumlp_{name}(const __grid_constant__ Row row) {{\n'
-        "  {name}<{real}>(row, Block{{(int)blockIdx.x, (int)gridDim.x}});\n}}\n"
-    )
-    parts = [
-        _constants(dtype),
-        *map(_text, FILES),
-        *(kernel.format(name=name, real=real) for name in chosen),
-    ]
+    parts = [_constants(dtype), *map(_text, FILES), *(_kernel(OPERATIONS[name], real) for name in chosen)]
     chained = sorted(set(chained))
     together = chosen if walker else chained
     if together:
@@ -257,6 +256,17 @@ def source(
     parts += [_text("chain")] if chained else []
     parts += [_text("walker")] if walker else []
     return "\n".join(parts)
+
+
+def _kernel(operation: Operation, real: str) -> str:
+    """An operation as a kernel of its own."""
+    bounds = (
+        f"__launch_bounds__({THREADS}, {operation.at_once}) " if operation.at_once and real == "float" else ""
+    )
+    return (
+        f'extern "C" __global__ void {bounds}gpumlp_{operation.name}(const __grid_constant__ Row row) {{\n'
+        f"  {operation.name}<{real}>(row, Block{{(int)blockIdx.x, (int)gridDim.x}});\n}}\n"
+    )
 
 
 def _perform(operations: Iterable[str], real: str) -> str:

@@ -23,7 +23,6 @@ Array = Any
 
 
 _DEVICES: dict[int, CupyDevice] = {}
-_CAPTURING = threading.Lock()
 _LOCK = threading.RLock()
 """Held while something is made that threads share: a second stream, or a module compiled for each of hundreds of
 threads that begin at once, would be worse than waiting."""
@@ -278,6 +277,7 @@ class CupyDevice:
     def product(self, product: Product) -> Launch:
         with _LOCK, self.active():
             launch: Launch = self._products.plan(product)
+            launch()  # what it needs is loaded now, and not while a graph is captured; its result is written anew
             return launch
 
     def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
@@ -286,7 +286,7 @@ class CupyDevice:
             if not every:
                 return lambda: None
             # streams of their own: what other threads put into the device's stream is not captured
-            with _CAPTURING:
+            with _LOCK:  # what the libraries are asked meanwhile might touch the capture
                 graph = self._captured(
                     every, self._lanes(1 + max(n.lane for section in every for n in section))
                 )
@@ -301,8 +301,8 @@ class CupyDevice:
 
     def _captured(self, sections: Sequence[Sequence[Node]], lanes: Sequence[Any]) -> Any:
         main, events, collects = lanes[0], [], gc.isenabled()
-        gc.disable()  # a graph that is destroyed meanwhile, whosever it is, would end the capture
         try:
+            gc.disable()  # a graph that is destroyed meanwhile, whosever it is, would end the capture
             main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
             for section in sections:
                 events.append(_put(section, lanes))

@@ -8,12 +8,14 @@ from gpumlp import executors
 from gpumlp.executors import unfolding
 from gpumlp.executors.linking import Place
 from gpumlp.executors.unfolding import CHAIN_NUMBERS, Step, chains
+from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cuda import MAX_CHAIN
 from gpumlp.program import Call
 
 
 def small(name="relu", rows=1, columns=1):
-    return Step(name, [Place(0, rows, columns, columns, 4), None])
+    place = Place(0, rows, columns, columns, 4)
+    return Step(name, [place if k == 1 else None for k, _ in enumerate(kernel_spec(name).operands)])
 
 
 def product():
@@ -30,8 +32,15 @@ def test_what_has_much_work_has_a_launch_of_its_own():
     """Also where few blocks share it: a loss over many classes, the statistics of many rows."""
     steps = [small(columns=CHAIN_NUMBERS), small(columns=CHAIN_NUMBERS + 1), small(), small()]
     assert chains(steps) == [(0, 1), (1, 2), (2, 4)]
-    large = [small("batch_norm", 4096, 512), small("mse", 128, 784), small("finish_loss")]
+    large = [small("batch_norm", 4096, 512), small("mse", 128, 784), Step("finish_loss")]
     assert chains(large) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_a_gather_is_as_large_as_what_it_writes():
+    source = Place(0, 60_000, 784, 784, 4)
+    few, many = (Place(0, rows, 784, 784, 4) for rows in (16, 64))
+    gathers = [Step("gather_rows", [None, source, None, out]) for out in (few, many)]
+    assert [step.is_small for step in gathers] == [True, False]
 
 
 def test_the_order_of_an_epoch_is_drawn_by_all_of_the_gpu():
@@ -44,7 +53,7 @@ def test_a_chain_has_no_more_operations_than_its_kernel_holds():
 
 
 def test_clipping_by_the_norm_counts_blocks_and_is_not_chained():
-    steps = [small(), small("sum_squares"), small("clip_by_norm"), small(), small()]
+    steps = [small(), Step("sum_squares"), small("clip_by_norm"), small(), small()]
     assert chains(steps) == [(0, 1), (1, 2), (2, 3), (3, 5)]
 
 
