@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, shown: bool, epochs: int, done: int = 0) -> None:
         self._epochs, self._done, self._bar = epochs, done, None
         self._lines = shown and not sys.stderr.isatty()
-        self._step, self._said = -(-epochs // LINES), time.monotonic()
+        self._step, self._said, self._unsaid = -(-epochs // LINES), time.monotonic(), ""
         if shown and not self._lines:
             from tqdm import tqdm
 
@@ -65,9 +65,11 @@ class Progress:
         now, lines = time.monotonic(), []
         late = now - self._said >= PATIENCE
         for n, row in enumerate(rows, self._done - len(rows) + 1):
+            text = f"loss {row['loss']:.6g}{_text(row)}, {it_per_second:.4g} it/s"
+            self._unsaid = f"epoch {n}/{self._epochs}: {text}\n"
             if n % self._step == 0 or n == self._epochs or (late and n == self._done):
-                text = f"loss {row['loss']:.6g}{_text(row)}, {it_per_second:.4g} it/s"
-                lines.append(f"epoch {n}/{self._epochs}: {text}\n")
+                lines.append(self._unsaid)
+                self._unsaid = ""
         if lines:
             self._said = now
             sys.stderr.write("".join(lines))
@@ -85,9 +87,12 @@ class Progress:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """End the bar, where there is one."""
+        """End the bar; or write the line of the epoch at which a training stopped."""
         if self._bar is not None:
             self._bar.close()
+        elif self._unsaid:
+            sys.stderr.write(self._unsaid)
+            self._unsaid = ""
 
 
 class Interrupt:

@@ -30,11 +30,16 @@ def fit(**settings) -> gm.Trainer:
     return trainer
 
 
+def lines_of(err: str) -> list[str]:
+    """Those of epochs: the first training on a machine also says that it compiles."""
+    return [line for line in err.splitlines() if line.startswith("epoch")]
+
+
 def test_there_is_one_line_an_epoch_where_the_stream_is_no_terminal(capsys):
     trainer = fit(validation_split=0.2)
     out, err = capsys.readouterr()
     assert out == ""
-    lines = err.splitlines()
+    lines = lines_of(err)
     assert len(lines) == 4
     for i, line in enumerate(lines):
         found = re.fullmatch(r"epoch (\d)/4: loss (\S+), val_loss (\S+), (\S+) it/s", line)
@@ -49,7 +54,7 @@ def test_there_is_one_line_an_epoch_where_the_stream_is_no_terminal(capsys):
 def test_a_long_training_has_a_hundred_lines_and_that_of_its_last_epoch(epochs, step, capsys, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 1000.0)
     trainer = fit(epochs=epochs)
-    lines = capsys.readouterr().err.splitlines()
+    lines = lines_of(capsys.readouterr().err)
     shown = sorted({*range(step, epochs + 1, step), epochs})
     assert [line.split(":")[0] for line in lines] == [f"epoch {n}/{epochs}" for n in shown]
     assert [float(line.split("loss ")[1].split(",")[0]) for line in lines] == pytest.approx(
@@ -57,15 +62,22 @@ def test_a_long_training_has_a_hundred_lines_and_that_of_its_last_epoch(epochs, 
     )
 
 
+def test_a_training_that_stops_early_says_where(capsys):
+    trainer = fit(epochs=1000, callbacks=[gm.EarlyStopping(monitor="loss", patience=2, min_delta=1e9)])
+    lines = lines_of(capsys.readouterr().err)
+    assert len(trainer.history) == 3
+    assert lines[-1].startswith("epoch 3/1000: ")
+
+
 def test_a_slow_training_has_lines_between_those(capsys, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     fit(epochs=1000, callbacks=[lambda trainer, epoch, logs: None])  # which lets epochs end one by one
-    assert len(capsys.readouterr().err.splitlines()) == 1000
+    assert len(lines_of(capsys.readouterr().err)) == 1000
 
 
 def test_an_epoch_that_was_not_validated_shows_no_nan(capsys):
     fit(epochs=4, validation_split=0.2, validate_every=2)
-    lines = capsys.readouterr().err.splitlines()
+    lines = lines_of(capsys.readouterr().err)
     assert ["val_loss" in line for line in lines] == [False, True, False, True]
     assert "nan" not in "".join(lines)
 
@@ -120,7 +132,7 @@ def test_a_resumed_training_counts_from_where_it_was(capsys, monkeypatch):
         return trainer
 
     resumed().fit(X, Y, epochs=4, batch_size=None)
-    lines = capsys.readouterr().err.splitlines()
+    lines = lines_of(capsys.readouterr().err)
     assert [line.split(":")[0] for line in lines] == ["epoch 3/4", "epoch 4/4"]
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
