@@ -26,6 +26,8 @@ def modules() -> list[str]:
 
 def build(folder: Path) -> None:
     """Write the pages."""
+    for name in gpumlp.__all__:  # what is loaded when it is first asked for, too
+        vars(gpumlp).setdefault(name, getattr(gpumlp, name))
     pdoc.render.configure(docformat="google", footer_text=f"gpumlp {gpumlp.__version__}", show_source=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The module specification")  # a package brought its modules along
