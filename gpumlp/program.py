@@ -65,6 +65,11 @@ class Call:
     scalars: Mapping[str, Any] = field(default_factory=dict)
     layer: str = ""
 
+    @property
+    def by_name(self) -> dict[str, Operand | None]:
+        """Operands by their names in the catalogue; not of a call of `PYTHON`."""
+        return dict(zip(kernel_spec(self.kernel).operands, self.operands, strict=True))
+
     def __str__(self) -> str:
         operands = ", ".join("-" if o is None else str(o) for o in self.operands)
         scalars = "".join(f", {k}={v}" for k, v in self.scalars.items() if k != "function")
@@ -263,7 +268,7 @@ def _in_place(
     spec = CATALOGUE.get(call.kernel)
     if spec is None or spec.in_place is None:
         return None
-    by_name = dict(zip(spec.operands, call.operands, strict=True))
+    by_name = call.by_name
     written, read = by_name[spec.in_place[0]], by_name[spec.in_place[1]]
     if written is None or read is None or written.arena != ACTIVATIONS or read.arena != ACTIVATIONS:
         return None

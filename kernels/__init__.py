@@ -235,6 +235,9 @@ _kernel(
     table=FOR_GPUS,
 )
 
+BFLOAT16 = "uint16"
+"""The type of arrays that hold bfloat16."""
+
 IN_BFLOAT16: dict[str, frozenset[str]] = {
     "gather_rows": frozenset(["out"]),
     "dropout": frozenset("xy"),
@@ -246,7 +249,7 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
     "matmul": frozenset("abc"),
     **{name: frozenset(spec.operands) - {"mask"} for name, spec in FOR_GPUS.items() if name != "cast_bf16"},
 }
-"""Operands that may be bfloat16, as uint16, on a GPU in programs of float32: a kernel computes in float32 and rounds
+"""Operands that may be bfloat16 on a GPU in programs of float32: a kernel computes in float32 and rounds
 what it stores. The vectors of a product, and what it saves, are of the type of its result."""
 for _name in ACTIVATIONS:
     for _form in ("{}", "{}_grad", "bias_{}", "{}_grad_bias"):

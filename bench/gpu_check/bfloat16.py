@@ -8,7 +8,7 @@ import numpy as np
 
 from gpumlp.kernels import CATALOGUE, IN_BFLOAT16
 from gpumlp.kernels.reference import kernel
-from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from gpumlp.kernels.reference.products import as_float, from_bfloat16, to_bfloat16
 
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values, relative_error
 from .one_call import ON_HOST, SIZES, Compiled, call, reference, written
@@ -35,7 +35,7 @@ def check_halves(context: Context, compiled: Compiled, name: str) -> Values:
             continue
         values = examples.operands(name, "float32")
         halves = {k: to_bfloat16(np, v) if k in IN_BFLOAT16[name] else v for k, v in values.items()}
-        rounded = {k: from_bfloat16(np, v) if k in IN_BFLOAT16[name] else v for k, v in halves.items()}
+        rounded = {k: as_float(np, v) for k, v in halves.items()}
         scalars = examples.scalars(name)
         wanted = reference(name, rounded, scalars)
         for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
@@ -43,8 +43,7 @@ def check_halves(context: Context, compiled: Compiled, name: str) -> Values:
             found = call(context, name, halves, scalars, "bf16", blocks, kernels, gap, shift)
             for result in written(CATALOGUE[name]):
                 is_half = result in IN_BFLOAT16[name]
-                value = from_bfloat16(np, found[result]) if is_half else found[result]
-                error = relative_error(value, wanted[result])
+                error = relative_error(as_float(np, found[result]), wanted[result])
                 worst = max(worst, error)
                 limit = ROUNDED if is_half else PRODUCT_TOLERANCE["float32"]
                 if not error <= limit:

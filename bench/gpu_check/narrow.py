@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpumlp.kernels import ACTIVATIONS, kernel_spec
-from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from gpumlp.kernels.reference.products import as_float, to_bfloat16
 
 from .bfloat16 import ROUNDED
 from .checks import PRODUCT_TOLERANCE, Context, Failed, Values, relative_error
@@ -49,11 +47,13 @@ def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
                     first[-1, -1] = np.nan
                 if dtype == "bf16":
                     given = {k: None if v is None else to_bfloat16(np, v) for k, v in given.items()}
-                wanted = reference(name, {k: _numbers(v) for k, v in given.items()}, scalars)["dx"]
+                wanted = reference(
+                    name, {k: None if v is None else as_float(np, v) for k, v in given.items()}, scalars
+                )["dx"]
                 for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
                     kernels = compiled.kernels.get(dtype)
                     dx = call(context, name, given, scalars, dtype, blocks, kernels, gap, shift)["dx"]
-                    error, fault = _judge(_numbers(dx), wanted, dtype)
+                    error, fault = _judge(as_float(np, dx), wanted, dtype)
                     worst = max(worst, error)
                     where = f"{name}, {rows} x {columns} x {inner}, blocks {blocks or 'many'}, gap {gap}"
                     faults += [f"{where}: {fault}"] if fault else []
@@ -72,7 +72,3 @@ def _judge(found: np.ndarray, wanted: np.ndarray, dtype: str) -> tuple[float, st
         ROUNDED if dtype == "bf16" else PRODUCT_TOLERANCE[dtype],
     )
     return error, "" if error <= limit else f"{error:.3g} off, expected at most {limit:g}"
-
-
-def _numbers(x: Any) -> Any:
-    return x if x is None or x.dtype != np.uint16 else from_bfloat16(np, x)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpumlp.executors.products import PRODUCTS
-from gpumlp.kernels import kernel_spec
+from gpumlp.kernels import BFLOAT16, kernel_spec
 from gpumlp.kernels.cuda.device import Product, ProductKind
 from gpumlp.kernels.cuda.trial import operand_types
 from gpumlp.kernels.reference import kernel
 from gpumlp.kernels.reference.epilogues import unpack_mask
-from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from gpumlp.kernels.reference.products import as_float, to_bfloat16
 
 from .checks import PRECISIONS, PRODUCT_TOLERANCE, Check, Context, Failed, Skipped, Values, relative_error
 
@@ -57,7 +57,7 @@ def kinds(
     context: Context, name: str, precision: str, shapes: tuple[tuple[int, int, int], ...]
 ) -> Iterator[ProductKind]:
     """All that is asked of one epilogue in one precision."""
-    dtype = {"float64": "float64", TO_BFLOAT16: "uint16"}.get(precision, "float32")
+    dtype = {"float64": "float64", TO_BFLOAT16: BFLOAT16}.get(precision, "float32")
     named = {"float64": "float32", TO_BFLOAT16: "bf16"}.get(precision, precision)
     for m, n, k in shapes:
         for ta, tb in FORMS.get(name, ((False, False),)):
@@ -86,7 +86,7 @@ def operands(kind: ProductKind, seed: int = 0) -> list[np.ndarray | None]:
 def multiply(context: Context, kind: ProductKind, values: list[np.ndarray | None]) -> dict[str, np.ndarray]:
     """Run the product on the device; return what it wrote, by name."""
     backend, spec = context.backend, kernel_spec(kind.kernel)
-    rounded = {"float64": 0, "uint16": len(values)}.get(kind.dtype, 2 if kind.precision == "bf16" else 0)
+    rounded = {"float64": 0, BFLOAT16: len(values)}.get(kind.dtype, 2 if kind.precision == "bf16" else 0)
     placed = [
         None
         if v is None
@@ -101,7 +101,7 @@ def multiply(context: Context, kind: ProductKind, values: list[np.ndarray | None
     found = {
         spec.operands[k]: np.array(backend.to_host(placed[k])) for k in kind.written if placed[k] is not None
     }
-    return {k: from_bfloat16(np, v) if v.dtype == np.uint16 else v for k, v in found.items()}
+    return {k: as_float(np, v) for k, v in found.items()}
 
 
 def true_product(kind: ProductKind, values: list[np.ndarray | None]) -> dict[str, np.ndarray]:

@@ -12,13 +12,10 @@ import numpy as np
 
 from ..arena import Arena, Segment
 from ..backend import Backend
-from ..kernels import IN_BFLOAT16, kernel_spec
+from ..kernels import BFLOAT16, IN_BFLOAT16, kernel_spec
 from ..program import ACTIVATIONS, Call, Operand, Program
 from .lowering import Rewrite
 from .products import PRODUCTS, Supports
-
-BFLOAT16 = "uint16"
-"""What bfloat16 is kept in."""
 
 DATA_COPY = "X.bf16"
 """The array that holds the data in bfloat16."""
@@ -80,7 +77,7 @@ def _all_that_can(program: Program, supports: Supports) -> set[str]:
 
 def _tensors(call: Call) -> Iterator[tuple[str, Operand]]:
     """The intermediate tensors of a call, by the names of the catalogue."""
-    for name, operand in zip(kernel_spec(call.kernel).operands, call.operands, strict=True):
+    for name, operand in call.by_name.items():
         if operand is not None and operand.arena == ACTIVATIONS:
             yield name, operand
 
@@ -122,7 +119,7 @@ class _Copies:
         return replace(self.program, calls=tuple(self.calls), buffers=self.buffers, marks=marks)
 
     def _reading_copies(self, product: Call) -> Call:
-        by_name = dict(zip(kernel_spec(product.kernel).operands, product.operands, strict=True))
+        by_name = product.by_name
         result = by_name["c"]
         assert result is not None
         for name in ("a", "b", "bias") if result.dtype == BFLOAT16 else ("a", "b"):

@@ -63,7 +63,7 @@ def fills(program: Program, multiprocessors: int) -> bool:
     """Whether a product of the program fills a GPU by itself."""
     for call in program.calls:
         if call.kernel in PRODUCTS:
-            result = dict(zip(kernel_spec(call.kernel).operands, call.operands, strict=True))["c"]
+            result = call.by_name["c"]
             if result is not None and math.prod(result.shape) >= multiprocessors * TILE:
                 return True
     return False

@@ -115,10 +115,8 @@ class DeviceExecutor:
             activations = Arena(self.backend, program.buffers.values(), shared)
             steps = unfold(program, self.memory, activations, self._most_blocks(), self.uses_library)
             self._operations |= {step.operation for step in steps if step.call is None}
-            whole = [
-                *steps,
-                Step("advance", blocks=1),
-            ]  # as `with_advance` may make it: one module is for all
+            # as `with_advance` may make it, since one module is for all
+            whole = [*steps, Step("advance", blocks=1)]
             for first, last in self._groups(whole, program.dtype):
                 self._chained |= {step.operation for step in whole[first:last] if last - first > 1}
             self._linked[id(source)] = (source, self._link(program, steps, activations))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..arena import Arena
 from ..backend import Backend
-from ..kernels import BAD_STEP, EPOCH, IN_BFLOAT16, POSITION, SLOT, START, STEP, UPDATE
+from ..kernels import BAD_STEP, BFLOAT16, EPOCH, IN_BFLOAT16, POSITION, SLOT, START, STEP, UPDATE
 from ..kernels.reference import kernel, kernel_in_bfloat16
 from ..program import PYTHON, Memory, Operand, Program, activation_bytes
 from .lowering import lower, read_full_batch_in_place
@@ -65,7 +65,7 @@ class EagerExecutor:
         if call.kernel == PYTHON:
             function = scalars.pop("function")
             return lambda: function(*arrays, **scalars)
-        halves = call.kernel in IN_BFLOAT16 and any(a is not None and a.dtype == "uint16" for a in arrays)
+        halves = call.kernel in IN_BFLOAT16 and any(a is not None and a.dtype == BFLOAT16 for a in arrays)
         function = kernel_in_bfloat16(call.kernel) if halves else kernel(call.kernel)
         xp = self.backend.xp
         return lambda: function(xp, *arrays, **scalars)

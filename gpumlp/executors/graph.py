@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..arena import Arena
 from ..backend import Backend
-from ..kernels import EPOCH, POSITION, SEED
+from ..kernels import BFLOAT16, EPOCH, POSITION, SEED
 from ..kernels.cuda.device import Launch, Node
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program
 from .bfloat16 import (
-    BFLOAT16,
     DATA_COPY,
     PARAMETERS_COPY,
     keep_in_bfloat16,

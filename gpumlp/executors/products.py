@@ -147,7 +147,7 @@ class _Fusion:
             ):
                 dx = gradient.operands[2]
                 assert dx is not None
-                if self._has("product_relu_grad", before, dx, bool(self._sums(dx, k + 2))):
+                if self._has("product_relu_grad", before, dx, self._sums(dx, k + 2) is not None):
                     shape = (y.shape[0], mask_bytes(y.shape[1]))
                     return Operand(ACTIVATIONS, f"{y.name}.mask", shape, "uint8")
         return None
@@ -174,23 +174,24 @@ class _Fusion:
         if mask is None or (mask == saved and saved.dtype != dx.dtype):
             return False
         sums = self._sums(dx, i + 2)
-        if not self._has(kernel, self.calls[i], dx, bool(sums)):
+        if not self._has(kernel, self.calls[i], dx, sums is not None):
             return False
-        db = self.calls[sums[0]].operands[1] if sums else None
-        self.dropped.update(sums[:1])
+        db = None
+        if sums is not None:
+            db = self.calls[sums].operands[1]
+            self.dropped.add(sums)
         return self._make(i, kernel, a, b, mask, dx, db, folded=1)
 
-    def _sums(self, dx: Operand, start: int) -> list[int]:
+    def _sums(self, dx: Operand, start: int) -> int | None:
         """Where the columns of `dx` are summed into a vector of its type, as the library does it."""
-        found = []
         for k in range(start, len(self.calls)):
             call = self.calls[k]
             if k not in self.dropped and call.kernel == "column_sums" and call.operands[0] == dx:
                 db = call.operands[1]
                 assert db is not None
                 if db.dtype == dx.dtype:
-                    found.append(k)
-        return found
+                    return k
+        return None
 
     def _bias_gradient(self, i: int) -> bool:
         """The sums of the columns of the second operand, right behind the product."""

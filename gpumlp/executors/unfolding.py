@@ -28,7 +28,7 @@ BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""
 
 CHAIN_NUMBERS = 1 << 14
-"""Numbers up to which an operation is as quick in the one block of a chain as in a launch of its own."""
+"""Numbers that an operation in the one block of a chain may work on; `bench.gpu_check` measures trainings without."""
 
 TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 """Operands of which an operation reads a part."""
@@ -184,11 +184,12 @@ def chains(steps: Sequence[Step]) -> list[tuple[int, int]]:
     groups: list[tuple[int, int]] = []
     before = False
     for i, step in enumerate(steps):
-        if step.is_small and before and i - groups[-1][0] < MAX_CHAIN:
+        small = step.is_small
+        if small and before and i - groups[-1][0] < MAX_CHAIN:
             groups[-1] = groups[-1][0], i + 1
         else:
             groups.append((i, i + 1))
-        before = step.is_small
+        before = small
     return groups
 
 

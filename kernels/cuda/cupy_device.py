@@ -63,9 +63,8 @@ def _put(section: Sequence[Node], lanes: Sequence[Any]) -> list[Any]:
         if i in waited:
             events[i], known[i] = stream.record(), behind[node.lane]
     ends = []
-    for lane, i in sorted(
-        last.items(), key=lambda entry: -entry[1]
-    ):  # the latest comes behind most of the others
+    # the latest first: it comes behind most of the others
+    for lane, i in sorted(last.items(), key=lambda entry: -entry[1]):
         if lane and not behind[0] >> i & 1:
             ends.append(lanes[lane].record())
             main.wait_event(ends[-1])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import FOR_GPUS
-from ..reference import kernel, kernel_in_bfloat16
+from ..reference import kernel_in_bfloat16
 from . import CHAIN_THREADS, host
 from .device import Launch, Node, Product, ProductKind
 
@@ -167,8 +167,7 @@ class HostDevice:
     def product(self, product: Product) -> Launch:
         if self._capturing:
             raise RuntimeError("the algorithm of a product was chosen while a graph was captured")
-        halves = product.precision == "bf16"
-        run: Callable[..., None] = kernel_in_bfloat16(product.kernel) if halves else kernel(product.kernel)
+        run: Callable[..., None] = kernel_in_bfloat16(product.kernel)
         a, b, *others = product.operands
         assert a is not None
         assert b is not None
@@ -199,22 +198,18 @@ class HostDevice:
     def _in_some_order(self, section: Sequence[Node]) -> Iterator[Node]:
         """The nodes of a section in an order that their lanes allow, and as far from their own as `order` says."""
         kind, _, seed = self.order.partition(":")
-        rng = np.random.default_rng(int(seed or 0))
+        pick: Callable[[list[int]], Any] = {"ascending": max, "descending": min}.get(
+            kind, np.random.default_rng(int(seed or 0)).choice
+        )
         done: set[int] = set()
         waiting = {
             lane: [i for i, n in enumerate(section) if n.lane == lane] for lane in {n.lane for n in section}
         }
         while waiting:
-            free = sorted(lane for lane, nodes in waiting.items() if done.issuperset(section[nodes[0]].after))
+            free = [lane for lane, nodes in waiting.items() if done.issuperset(section[nodes[0]].after)]
             if not free:
                 raise RuntimeError("launches of a graph wait for each other")
-            lane = (
-                free[-1]
-                if kind == "ascending"
-                else free[0]
-                if kind == "descending"
-                else int(rng.choice(free))
-            )
+            lane = int(pick(free))
             i = waiting[lane].pop(0)
             yield section[i]
             done.add(i)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernel_spec, mask_bytes
-from ..reference import kernel, kernel_in_bfloat16
+from .. import BFLOAT16, kernel_spec, mask_bytes
+from ..reference import kernel_in_bfloat16
 from ..reference.epilogues import unpack_mask
-from ..reference.products import from_bfloat16, to_bfloat16
+from ..reference.products import as_float, to_bfloat16
 from .device import ProductKind
 
 
@@ -25,7 +25,7 @@ def operand_types(kind: ProductKind) -> dict[str, tuple[tuple[int, ...], str]]:
     Vectors and what is saved are of the type of the result.
     """
     m, n, k = kind.rows, kind.columns, kind.inner
-    factor = "uint16" if kind.precision == "bf16" else kind.dtype
+    factor = BFLOAT16 if kind.precision == "bf16" else kind.dtype
     types = {
         "a": ((k, m) if kind.transpose_a else (m, k), factor),
         "b": ((n, k) if kind.transpose_b else (k, n), factor),
@@ -69,7 +69,7 @@ def _operands(kind: ProductKind, with_nan: bool) -> list[np.ndarray | None]:
             numbers[:1, :1] = np.nan
         if dtype == "uint8":
             numbers = np.abs(numbers)
-        found.append(to_bfloat16(np, numbers) if dtype == "uint16" else numbers.astype(dtype))
+        found.append(to_bfloat16(np, numbers) if dtype == BFLOAT16 else numbers.astype(dtype))
     if not kind.last:
         found[-1] = None
     return found
@@ -82,7 +82,7 @@ def _allowed(kind: ProductKind, operands: Sequence[np.ndarray | None]) -> list[l
     it is the gradient.
     """
     after = [None if o is None else o.copy() for o in operands]
-    run = kernel_in_bfloat16(kind.kernel) if kind.precision == "bf16" else kernel(kind.kernel)
+    run = kernel_in_bfloat16(kind.kernel)
     with np.errstate(all="ignore"):
         run(np, *after, kind.transpose_a, kind.transpose_b)
     allowed: list[list[Any]] = [[after[k] for k in kind.written]]
@@ -90,7 +90,7 @@ def _allowed(kind: ProductKind, operands: Sequence[np.ndarray | None]) -> list[l
         _, _, mask, c, db = after
         assert mask is not None
         assert c is not None
-        selected = np.where(unpack_mask(np, mask, kind.columns), _numbers(c), 0.0)
+        selected = np.where(unpack_mask(np, mask, kind.columns), as_float(np, c), 0.0)
         allowed.append([selected, None if db is None else selected.sum(axis=0)])
     return allowed
 
@@ -98,11 +98,6 @@ def _allowed(kind: ProductKind, operands: Sequence[np.ndarray | None]) -> list[l
 def _near(found: np.ndarray | None, wanted: Any) -> bool:
     if found is None or found.dtype == np.uint8:  # a mask: the bits behind the last column are nobody's
         return True
-    tolerance = 1e-2 if found.dtype == np.uint16 else 1e-3
-    a, b = _numbers(found), _numbers(wanted)
+    tolerance = 1e-2 if found.dtype == BFLOAT16 else 1e-3
+    a, b = as_float(np, found), as_float(np, wanted)
     return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
-
-
-def _numbers(x: np.ndarray) -> np.ndarray:
-    floats: np.ndarray = from_bfloat16(np, x) if x.dtype == np.uint16 else x
-    return floats

@@ -35,8 +35,8 @@ def kernel_in_bfloat16(name: str) -> Callable[..., None]:
     def rounded(xp: Any, *given: Any, **scalars: Any) -> None:
         wide = list(given)
         for k, (operand, value) in enumerate(zip(spec.operands, given, strict=False)):
-            if operand in halves and value is not None and value.dtype == xp.uint16:
-                wide[k] = products.from_bfloat16(xp, value)
+            if operand in halves and value is not None:
+                wide[k] = products.as_float(xp, value)
         run(xp, *wide, **scalars)
         for k in range(len(spec.reads), count):
             if wide[k] is not given[k]:

@@ -21,6 +21,11 @@ def from_bfloat16(xp: Any, x: Array) -> Array:
     return (x.astype(xp.uint32) << xp.uint32(16)).view(xp.float32)
 
 
+def as_float(xp: Any, x: Array) -> Array:
+    """Return `x`, or the values of what is bfloat16."""
+    return from_bfloat16(xp, x) if x.dtype == xp.uint16 else x
+
+
 def matmul(
     xp: Any, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import gpumlp as gm
-from bench.gpu_check.examples import Examples, variants
+from bench.gpu_check.examples import Examples, control, variants
 from gpumlp.kernels import CATALOGUE
 from gpumlp.kernels.reference import kernel
 
@@ -136,3 +136,20 @@ def assert_equal_to_the_last_digits(
         np.testing.assert_array_equal(np.isinf(a), np.isinf(b))
         error = np.abs(a[finite] - b[finite]) / np.maximum(scale[finite], limits.tiny)
         assert error.max() <= 40 * limits.eps, f"{result} at {x.ravel()[finite][error.argmax()]}"
+
+
+def assert_masks_and_noise(
+    run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+    examples: Examples,
+    columns: int,
+    tolerance: float,
+) -> None:
+    """Hold dropout and noise of a width: four words of a block lie in four quarters of a row."""
+    x = np.random.default_rng(columns).normal(size=(9, columns))
+    for name in ("dropout", "gaussian_noise"):
+        values = {"control": control(), "x": x, "y": np.zeros_like(x)}
+        wanted, found = run_reference(examples, name, values)["y"], run(name, values)["y"]
+        if name == "dropout":
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=tolerance)

@@ -19,6 +19,7 @@ from tests.kernels.cases import (
     TOLERANCE,
     VARIANTS,
     assert_equal_to_the_last_digits,
+    assert_masks_and_noise,
     between_guards,
     compare,
     over_all_numbers,
@@ -167,17 +168,13 @@ def test_the_first_bad_step_stays_in_the_control_block(run_compiled):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
 def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_compiled, columns, workers):
-    """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
-    rng, counters = np.random.default_rng(columns), control()
-    x = rng.normal(size=(9, columns))
-    for name in ("dropout", "gaussian_noise"):
-        values = {"control": counters, "x": x, "y": np.zeros_like(x)}
-        wanted = run_reference(SMALL, name, values)["y"]
-        found = run(run_compiled, "small", name, values, "float64", {}, workers)["y"]
-        if name == "dropout":
-            np.testing.assert_array_equal(found, wanted)
-        else:
-            np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    """The last quarter of a row may be short, or empty."""
+    assert_masks_and_noise(
+        lambda name, values: run(run_compiled, "small", name, values, "float64", {}, workers),
+        SMALL,
+        columns,
+        1e-13,
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 255, 256, 257, 70_001])

@@ -12,7 +12,7 @@ import pytest
 from bench.gpu_check.examples import Examples
 from gpumlp.kernels import CATALOGUE, FOR_GPUS, IN_BFLOAT16
 from gpumlp.kernels.reference import kernel_in_bfloat16
-from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
+from gpumlp.kernels.reference.products import as_float, to_bfloat16
 from tests.kernels.cases import between_guards, results
 
 SIZES = {
@@ -37,10 +37,6 @@ def halved(values: dict[str, Any], which: frozenset[str]) -> dict[str, Any]:
     return {k: to_bfloat16(np, v) if k in which else v for k, v in values.items()}
 
 
-def numbers(value: np.ndarray) -> np.ndarray:
-    return from_bfloat16(np, value) if value.dtype == np.uint16 else value
-
-
 def reference(size, name, values, changed):
     after = {k: None if v is None else v.copy() for k, v in values.items()}
     with np.errstate(all="ignore"):
@@ -57,7 +53,7 @@ def launch(run_cuda, size, name, values, grid=(1, 64), order="ascending", gap=0,
 
 def assert_alike(name, found, wanted):
     for result in results(name):
-        a, b = numbers(found[result]), numbers(wanted[result])
+        a, b = as_float(np, found[result]), as_float(np, wanted[result])
         np.testing.assert_array_equal(np.isnan(a), np.isnan(b), err_msg=result)
         step = 2**-7 if found[result].dtype == np.uint16 else 4e-6  # from one number of bfloat16 to the next
         sums = np.abs(b).max(initial=1e-3, where=np.isfinite(b)) * 1e-6
@@ -128,7 +124,7 @@ def test_what_is_not_finite_shows_in_bfloat16_where_it_does_in_the_reference(run
         wanted = reference("small", name, values, {})
         found = launch(run_cuda, "small", name, values)
         for result in results(name):
-            a, b = numbers(found[result]), numbers(wanted[result])
+            a, b = as_float(np, found[result]), as_float(np, wanted[result])
             np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
             np.testing.assert_array_equal(np.isinf(a), np.isinf(b))
 

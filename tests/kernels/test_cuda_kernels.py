@@ -17,6 +17,7 @@ from tests.kernels.cases import (
     OPTIONAL,
     TOLERANCE,
     assert_equal_to_the_last_digits,
+    assert_masks_and_noise,
     between_guards,
     compare,
     over_all_numbers,
@@ -222,17 +223,13 @@ def test_the_first_bad_step_stays_in_the_control_block(run_cuda, name):
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 5, 31, 33])
 def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, columns, grid):
-    """Four words of a block lie in four quarters of a row; the last quarter may be short, or empty."""
-    rng, counters = np.random.default_rng(columns), control()
-    x = rng.normal(size=(9, columns))
-    for name in ("dropout", "gaussian_noise"):
-        values = {"control": counters, "x": x, "y": np.zeros_like(x)}
-        wanted = run_reference(SMALL, name, values)["y"]
-        found = launch(run_cuda, "small", name, values, "float64", {}, grid)["y"]
-        if name == "dropout":
-            np.testing.assert_array_equal(found, wanted)
-        else:
-            np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    """The last quarter of a row may be short, or empty."""
+    assert_masks_and_noise(
+        lambda name, values: launch(run_cuda, "small", name, values, "float64", {}, grid),
+        SMALL,
+        columns,
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize(("rows", "grid"), [(1, (1, 32)), (255, (1, 64)), (257, (2, 32)), (2200, (2, 256))])
