@@ -39,7 +39,7 @@ def test_a_draw_is_keyed_by_seed_layer_and_parameter():
 
 def test_a_draw_is_that_of_the_initializer_on_numpys_philox():
     layer = gm.Linear(3, 5, weight_init="he_normal")
-    gm.Sequential(gm.ReLU(), layer, in_features=3, dtype="float64", seed=7)
+    gm.Sequential(gm.ReLU(), layer, in_features=3, dtype="float64", seed=7, device="cpu")
     rng = np.random.Generator(np.random.Philox(key=np.array([7, 1 << 16], np.uint64)))
     expected = gm.initializers.get_initializer("he_normal")(rng, (3, 5))
     np.testing.assert_array_equal(layer.weight, expected)

@@ -82,7 +82,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def test_train_prints_scores_on_stdout_and_the_rest_on_stderr(here, capsys):
-    assert cli.main(["train", "iris", *QUICK]) == 0
+    assert cli.main(["train", "iris", "--device", "cpu", *QUICK]) == 0
     out, err = capsys.readouterr()
     (folder,) = (here / "runs").iterdir()
     assert re.fullmatch(r"iris-\d{8}-\d{6}", folder.name)

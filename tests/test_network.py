@@ -39,7 +39,7 @@ def test_layers_of_a_network_that_failed_can_be_used_in_another():
     assert (last.key, last.forward(np.ones((1, 6))).shape) == ("", (1, 2))
     with pytest.raises(ValueError, match="orthogonal"):  # refused when it is drawn
         gm.Sequential(first, gm.Linear(5, 6, bias_init="orthogonal"), last)
-    network = gm.Sequential(first, gm.Linear(5, 6), last)
+    network = gm.Sequential(first, gm.Linear(5, 6), last, device="cpu")
     np.testing.assert_array_equal(network[0].weight, 0.5)
 
 

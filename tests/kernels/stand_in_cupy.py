@@ -137,7 +137,7 @@ class Stream:
         assert mode == Runtime.streamCaptureModeThreadLocal
         check(self.ptr != 0, "cannot capture on the default (legacy) stream")
         self.captures = CUDA.here.captures = []
-        self.behind, CUDA.here.taking_part = frozenset(), []
+        self.behind, CUDA.here.taking_part, CUDA.here.workspaces = frozenset(), [], {}
 
     def end_capture(self):
         work, self.captures, CUDA.here.captures = self.captures, None, None
@@ -256,13 +256,13 @@ class Here(threading.local):
 
     def __init__(self):
         self.devices, self.streams, self.captures, self.taking_part = [0], [], None, []
+        self.workspaces = {}  # of the capture under way, and the stream that uses each
 
 
 class Cuda:
     def __init__(self):
         self.here, self.waits, self.graphs, self.modules, self.free = Here(), [], 0, 0, 10**9
         self.products, self.types, self.lanes = [], set(), 1
-        self.workspaces = {}
 
     @property
     def device(self):

@@ -62,7 +62,7 @@ def test_inference_uses_the_running_statistics_and_leaves_them_alone(training_st
 
 
 def test_a_forward_pass_by_hand_leaves_the_running_statistics_alone():
-    network = gm.Sequential(gm.BatchNorm1d(3), dtype="float64")
+    network = gm.Sequential(gm.BatchNorm1d(3), dtype="float64", device="cpu")
     network.backward(np.ones_like(network.forward(X)))
     np.testing.assert_array_equal(network[0].running_mean, 0)
     np.testing.assert_array_equal(network[0].running_var, 1)
@@ -96,7 +96,7 @@ def test_a_row_of_one_feature_gives_the_shift_and_no_nan():
 
 
 def test_running_statistics_are_saved_with_the_network_and_not_learnt():
-    network = gm.Sequential(gm.BatchNorm1d(3))
+    network = gm.Sequential(gm.BatchNorm1d(3), device="cpu")
     assert set(network.state_dict()) == {"0.weight", "0.bias", "0.running_mean", "0.running_var"}
     assert set(network.parameters) == {"0.weight", "0.bias"}
     assert network.n_parameters() == 6

@@ -136,7 +136,7 @@ def test_it_trains_like_the_same_network_of_shipped_layers():
 
 
 def test_training_is_known_within_forward():
-    network = gm.Sequential(OnlyInTraining(), in_features=3, dtype="float64")
+    network = gm.Sequential(OnlyInTraining(), in_features=3, dtype="float64", device="cpu")
     np.testing.assert_array_equal(network.forward(X), 2 * X)
     np.testing.assert_array_equal(network.forward(X, training=False), X)
     np.testing.assert_array_equal(network.predict(X), X)

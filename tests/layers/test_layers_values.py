@@ -239,7 +239,7 @@ def test_a_layer_alone_knows_its_weights_at_once():
 
 
 def test_assigning_copies_into_the_arena_and_checks_the_shape():
-    network = gm.Sequential(gm.Linear(3, 2), gm.BatchNorm1d(2), dtype="float64")
+    network = gm.Sequential(gm.Linear(3, 2), gm.BatchNorm1d(2), dtype="float64", device="cpu")
     layer, view = network[0], network[0].weight
     values = np.arange(6.0).reshape(3, 2)
     layer.weight = values
@@ -259,7 +259,7 @@ def test_assigning_copies_into_the_arena_and_checks_the_shape():
 def test_what_a_layer_learnt_alone_goes_with_it_into_a_network():
     layer = gm.Linear(2, 2)
     layer.weight = [[1, 2], [3, 4]]
-    network = gm.Sequential(layer, gm.ReLU(), seed=5)
+    network = gm.Sequential(layer, gm.ReLU(), seed=5, device="cpu")
     np.testing.assert_array_equal(network[0].weight, [[1, 2], [3, 4]])
 
 
