@@ -102,9 +102,8 @@ def _gradient(name: str, shape: tuple[int, int], slope: Callable[[np.ndarray], n
     saved = CATALOGUE[name].reads[0]
 
     def values() -> np.ndarray:
-        return np.abs(
-            np.random.default_rng(2).standard_normal(shape, dtype=DTYPE)
-        )  # relu gives nothing below 0
+        # relu gives nothing below 0
+        return np.abs(np.random.default_rng(2).standard_normal(shape, dtype=DTYPE))
 
     shapes = {saved: shape, "dy": shape, "dx": shape}
     return Case(name, shapes, lambda o: {"dx": o["dy"] * slope(o[saved])}, {saved: values})

@@ -76,9 +76,8 @@ def check_finite(array: np.ndarray, name: str) -> None:
 
 def check_labels(y: Any) -> None:
     """Raise a ValueError that names the first row without a text label: None or NaN, in a list or among objects."""
-    labels = (
-        y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
-    )  # NumPy would make the text "nan" of NaN
+    # as objects: NumPy would make the text "nan" of NaN
+    labels = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
     if labels.dtype.kind == "O":
         missing = [i for i, label in enumerate(labels.ravel()) if label is None or label != label]
         if missing:

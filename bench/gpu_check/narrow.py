@@ -12,13 +12,8 @@ from .checks import PRODUCT_TOLERANCE, Context, Failed, Values, relative_error
 from .examples import SCALARS
 from .one_call import Compiled, call, reference
 
-SHAPES = (
-    (5, 7, 3),
-    (64, 100, 10),
-    (6000, 1000, 10),
-    (700, 513, 16),
-    (280, 1, 1),
-)  # rows, columns, inner side
+# rows, columns, inner side
+SHAPES = (5, 7, 3), (64, 100, 10), (6000, 1000, 10), (700, 513, 16), (280, 1, 1)
 ON_HOST = SHAPES[:2]
 
 

@@ -36,9 +36,8 @@ def read_csv(path: Path, delimiter: str = ",", text_columns: Sequence[str] = ())
         try:
             table = _parse(path, delimiter, types, threads=True)
         except pa.ArrowInvalid:
-            table = _parse(
-                path, delimiter, types, threads=False
-            )  # only one thread alone knows the number of the row
+            # only one thread alone knows the number of the row
+            table = _parse(path, delimiter, types, threads=False)
         names = list(table.column_names)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 (its header row); save it as UTF-8") from None

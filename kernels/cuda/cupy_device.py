@@ -101,9 +101,8 @@ class CupyKernels:
         # nothing may be loaded while a graph is captured, and CUDA loads a function when it is first asked about
         self._functions = {name: self._module.get_function(name) for name in names}
         static = {name: function.shared_size_bytes for name, function in self._functions.items()}
-        if (
-            resident
-        ):  # once, for all launches: another thread's smaller network must not take from a larger one
+        if resident:
+            # once, for all launches: another thread's smaller network must not take from a larger one
             function = self._functions["gpumlp_resident"]
             function.max_dynamic_shared_size_bytes = shared_bytes - static["gpumlp_resident"]
 

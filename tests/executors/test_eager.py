@@ -63,7 +63,13 @@ def test_training_on_a_gpu_follows_the_cpu(backend, training_step, assert_close)
     steps = []
     for device in ("cpu", backend):
         # no bias where its gradient is 0: Adam would make steps of what is left by rounding
-        layers = gm.Linear(3, 6, bias=False), gm.BatchNorm1d(6), gm.GELU(), gm.Dropout(0.3), gm.GaussianNoise(0.1)
+        layers = (
+            gm.Linear(3, 6, bias=False),
+            gm.BatchNorm1d(6),
+            gm.GELU(),
+            gm.Dropout(0.3),
+            gm.GaussianNoise(0.1),
+        )
         network = gm.Sequential(*layers, gm.Linear(6, 3), dtype="float64", seed=2, device=device)
         settings = {"optimizer": gm.Adam(0.05), "batch_rows": 4, "shuffle": True, "executor": EagerExecutor}
         steps.append(training_step(network, "cross_entropy", x, y, **settings))

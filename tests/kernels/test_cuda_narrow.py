@@ -9,14 +9,8 @@ from gpumlp.kernels.reference import kernel, kernel_in_bfloat16
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
 from tests.kernels.cases import TOLERANCE, guarded
 
-SHAPES = [
-    (5, 7, 3),
-    (1, 1, 1),
-    (40, 128, 10),
-    (33, 130, 16),
-    (70, 260, 2),
-    (9, 500, 10),
-]  # rows, columns, inner
+# rows, columns, inner
+SHAPES = [(5, 7, 3), (1, 1, 1), (40, 128, 10), (33, 130, 16), (70, 260, 2), (9, 500, 10)]
 
 
 def operands(name, shape, dtype):
