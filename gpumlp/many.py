@@ -104,7 +104,8 @@ def fit_many(
     """Train many networks side by side on the same data; each ends with the bits that it would have alone.
 
     On a GPU small networks share each launch, a multiprocessor each; large ones, of which each fills the GPU, train
-    one after the other.
+    one after the other. Networks between the two, which alone would train on the graph executor, round otherwise in
+    common launches: their bits are those of any `fit_many`.
 
     Args:
         trainers: one a network; `make_trainers` makes them from networks, settings or seeds. One that names no
@@ -125,7 +126,7 @@ def fit_many(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    trainers = list(trainers)
+    trainers, epochs = list(trainers), check_count("epochs", epochs)
     for name, given in (("rows", rows), ("held_rows", held_rows)):
         if given is not None and len(given) != len(trainers):
             raise ValueError(
@@ -140,7 +141,10 @@ def fit_many(
     check_lengths(len(X), y=y, sample_weight=sample_weight)
     counts = [_Count() for _ in trainers]
     size = workers if workers is None else check_count("workers", workers)
-    size = _share_gpus(trainers, len(X), fit_settings.get("batch_size", 32), size)
+    batch_size = fit_settings.get("batch_size", 32)
+    step_rows = len(X) if batch_size is None else min(check_count("batch_size", batch_size), len(X))
+    bar = Progress(progress, epochs * len(trainers))
+    size = _share_gpus(trainers, step_rows, size)  # the last that may fail: who has a seat is waited for
 
     def train(i: int) -> History:
         trainer = trainers[i]
@@ -161,7 +165,6 @@ def fit_many(
             trainer.threads, trainer.callbacks = threads, callbacks
             _leave([trainer])
 
-    bar = Progress(progress, epochs * len(trainers))
     with (
         deferred_interrupt() as interrupt,
         ThreadPoolExecutor(min(size, len(trainers))) as pool,
@@ -190,7 +193,7 @@ def _leave(trainers: Sequence[Trainer]) -> None:
         trainer.shared = None
 
 
-def _share_gpus(trainers: Sequence[Trainer], rows: int, batch_size: int | None, workers: int | None) -> int:
+def _share_gpus(trainers: Sequence[Trainer], step_rows: int, workers: int | None) -> int:
     """Give trainers on a GPU common copies of the data, and small ones common launches; return how many at a time."""
     uploads: dict[Any, dict[int, Any]] = {}
     for trainer in trainers:
@@ -200,7 +203,6 @@ def _share_gpus(trainers: Sequence[Trainer], rows: int, batch_size: int | None, 
     on_gpu = [trainer for trainer in trainers if trainer.shared is not None]
     if not on_gpu:
         return workers or int(cpu_counts()["usable"] or 1)
-    step_rows = rows if batch_size is None else min(int(batch_size), rows)
     if workers is not None or not all(is_small_together(t.network, step_rows) for t in on_gpu):
         return workers or 1
     gangs: dict[str, Any] = {}

@@ -153,6 +153,8 @@ def test_one_bar_counts_the_epochs_of_all(capsys):
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, rows=[]), "rows has 0 entries"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y[:5]), "X has 60 rows and y has 5"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, workers=0), "workers is 0"),
+        (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, epochs=0), "epochs is 0"),
+        (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, batch_size=0), "batch_size is 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(call, message):

@@ -198,7 +198,7 @@ def make_executor(
         precision: of products on a GPU.
         seat: among networks that train at the same time on a GPU; it is left where this one trains by itself.
     """
-    together = seat.gang.size if seat is not None else 1
+    together = seat.gang.members if seat is not None else 1
     kind = choose_executor(backend, has_python, plan, together)[0]
     if kind.name == "resident":
         return kind(backend, memory, precision=precision, seat=seat)  # type: ignore[call-arg]

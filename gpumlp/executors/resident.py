@@ -61,7 +61,7 @@ class ResidentExecutor(DeviceExecutor):
         super().__init__(backend, memory, workers, precision)
         self._seat = seat or Gang(self.device).seat()
         # with many networks Python's part of a block is long too
-        self.block_seconds = 0.05 if self._seat.gang.size == 1 else 0.5
+        self.block_seconds = 0.05 if self._seat.gang.members == 1 else 0.5
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
@@ -144,25 +144,26 @@ class Gang:
 
     Args:
         device: that all of them are on.
+
+    Attributes:
+        members: how many networks there are, those too that have left: what depends on their number, such as the
+            executor of each, must not depend on how far the others are.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self.members = 0
         self._changed = threading.Condition()
         self._seats: set[Seat] = set()
         self._waiting: list[_Request] = []
         self._steps_a_launch = 64
-
-    @property
-    def size(self) -> int:
-        """How many networks take part."""
-        return len(self._seats)
 
     def seat(self) -> Seat:
         """Return a place for one more network, whose steps all others wait for until it leaves."""
         seat = Seat(self)
         with self._changed:
             self._seats.add(seat)
+            self.members += 1
         return seat
 
     def leave(self, seat: Seat) -> None:

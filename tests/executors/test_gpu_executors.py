@@ -16,6 +16,7 @@ from gpumlp.executors.graph import Chunk, GraphExecutor, chunks
 from gpumlp.executors.resident import Gang, ResidentExecutor
 from gpumlp.executors.streaming import StreamingExecutor
 from gpumlp.failure import NonFiniteLossError
+from gpumlp.feed import Shared
 from gpumlp.program import Builder
 
 RNG = np.random.default_rng(2)
@@ -311,7 +312,7 @@ def test_a_whole_epoch_of_few_steps_is_one_graph():
 def test_many_rows_are_ordered_by_the_array_library_and_a_failing_step_finds_its_rows(
     stand_in, monkeypatch, assert_close
 ):
-    monkeypatch.setattr(graph, "SORTED_ON_HOST_FROM", 10)
+    monkeypatch.setattr(graph, "SORTED_BY_LIBRARY_FROM", 10)
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     stand_in()
     assert_same_training(train("stand-in"), train("cpu"), assert_close)
@@ -426,6 +427,32 @@ def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
     with pytest.raises(NonFiniteLossError):
         gm.fit_many(trainers, X, VALUES, epochs=4, batch_size=16, progress=False)
     assert [len(trainer.history) for trainer in trainers] == [4, len(trainers[1].history), 4]
+
+
+def test_settings_that_are_refused_leave_nobody_waiting(stand_in):
+    stand_in()
+    trainers = gm.make_trainers(list(range(3)), lambda: gm.mlp((5, 8, 3), device="stand-in"), loss="mse")
+    for wrong in ({"epochs": "2"}, {"batch_size": 0}, {"epochs": 1, "validate_every": "often"}):
+        with pytest.raises(ValueError, match=r"(epochs|batch_size|validate_every) is"):
+            gm.fit_many(trainers, X, VALUES, progress=False, **wrong)
+        assert [trainer.shared for trainer in trainers] == [None] * 3
+
+
+def test_the_executor_of_a_network_does_not_depend_on_how_far_the_others_of_the_gang_are(
+    stand_in, monkeypatch
+):
+    """One that is small only together takes the resident kernel, though all others have left."""
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 1000)
+    backend = stand_in()
+    gangs: dict[str, Any] = {}
+    seats = [executors.new_seat(backend, gangs) for _ in range(3)]
+    for seat in seats[1:]:
+        seat.leave()
+    trainer = gm.Trainer(gm.mlp((5, 8, 3), device="stand-in"), loss="cross_entropy")
+    for shared, name in ((Shared({}, seats[0]), "resident"), (None, "graph")):
+        trainer.shared = shared
+        trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
+        assert trainer.trained_on == name
 
 
 def test_where_a_thread_cannot_be_started_nobody_waits_for_its_network(stand_in, monkeypatch):
