@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array = Any
 
 BATCH = 1024
-"""Rows at a time unless asked otherwise: large enough for BLAS, small beside any data set."""
+"""Rows at a time unless asked otherwise: large enough to keep the processor busy, small beside any data set."""
 
 
 class Evaluator:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 # The control block.
 STEP = 0  # steps done in the life of the trainer: keys the masks of dropout and noise
 UPDATE = 1  # updates done by the optimizer: its bias corrections
-EPOCH = 2  # epochs begun in the life of the trainer: keys the permutation
+EPOCH = 2  # epochs done in the life of the trainer: keys the permutation
 START = 3  # first position of this batch in the epoch's order of rows
 SLOT = 4  # this step's place in the table of learning rates and in the ring of losses
 SEED = 5

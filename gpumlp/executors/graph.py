@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 GRAPH_STEPS = 32
 """Steps in one graph, at most: enough that relaunching costs nothing beside the work."""
 
-SORTED_ON_HOST_FROM = 1 << 14
+SORTED_BY_LIBRARY_FROM = 1 << 14
 """Rows from which the order of an epoch is sorted by the array library: the kernel's work grows with the square."""
 
 
@@ -137,7 +137,7 @@ class GraphExecutor(DeviceExecutor):
     def execute(self, program: Program) -> None:
         self.copy_in()
         with self.backend.active():
-            if self._sorts_on_host(program):
+            if self._sorts_by_library(program):
                 self._order_rows(program)
             else:
                 for launch in self._launches_of(program):
@@ -147,7 +147,7 @@ class GraphExecutor(DeviceExecutor):
     def run(self, plan: StepPlan, n_steps: int, first_slot: int = 0, first_position: int = 0) -> int:
         self.copy_in(n_steps, plan.batch.rows, first_slot, first_position)
         control = self._host["control"]
-        position, sorts = int(control[POSITION]), self._sorts_on_host(plan.begin)
+        position, sorts = int(control[POSITION]), self._sorts_by_library(plan.begin)
         epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
         with self.backend.active():
             for copy in self._data_copies():  # once a block: whoever owns the data may change them between
@@ -197,11 +197,11 @@ class GraphExecutor(DeviceExecutor):
         return branch(linked, launches, self.memory, self.device.multiprocessors)
 
     @staticmethod
-    def _sorts_on_host(program: Program) -> bool:
+    def _sorts_by_library(program: Program) -> bool:
         if not program.calls or program.calls[0].kernel != "shuffle":
             return False
         index = program.calls[0].operands[-1]
-        return index is not None and index.shape[0] >= SORTED_ON_HOST_FROM
+        return index is not None and index.shape[0] >= SORTED_BY_LIBRARY_FROM
 
     def _order_rows(self, program: Program, epoch: int | None = None) -> None:
         """What the kernel "shuffle" does, by the array library."""

@@ -1,6 +1,6 @@
-"""What executors need of a GPU: the `Device` protocol, about ten methods.
+"""What executors need of a GPU: the `Device` protocol.
 
-`cupy_device` implements it on a GPU, with CuPy and cuBLASLt; `host_device` on the CPU, where the same .cu text was
+`cupy_device` implements it on a GPU, with CuPy and cuBLASLt; `host_device` on the CPU, where the same .cuh text was
 built as C++, for tests on machines without a GPU.
 """
 

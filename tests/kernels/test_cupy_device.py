@@ -150,7 +150,7 @@ def test_the_best_weights_are_restored_on_the_second_gpu(gpu):
 
 @pytest.mark.parametrize("sorted_on_host_from", [10, 1 << 14])
 def test_a_lost_loss_is_explained_as_on_the_cpu(sorted_on_host_from, kind, gpu, monkeypatch):
-    monkeypatch.setattr(graph, "SORTED_ON_HOST_FROM", sorted_on_host_from)
+    monkeypatch.setattr(graph, "SORTED_BY_LIBRARY_FROM", sorted_on_host_from)
     gpu(1)
     bad = X.copy()
     bad[33] = 1e30
