@@ -46,9 +46,13 @@ def explain(
     program = plan.last if short and plan.last is not None else plan.batch
     flag = control[BAD_STEP]
     control[BAD_STEP] = -1
-    place = _first_bad(backend, memory, program)
-    control[BAD_STEP] = flag
-    where, layer = "the loss", None
+    place, where, layer = None, "the loss", None
+    try:
+        place = _first_bad(backend, memory, program)
+    except MemoryError:  # a GPU that the training fills has no room to look closer
+        where = "the loss or a gradient"
+    finally:
+        control[BAD_STEP] = flag
     if place is not None:
         call, backward = place
         if call.layer:

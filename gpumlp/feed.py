@@ -71,6 +71,7 @@ def connect(
 
     Raises:
         MemoryError: a GPU has too little memory; the message says what would fit.
+        ValueError: data that do not fit a GPU, and a training that cannot stream them.
     """
     network, backend = trainer.network, trainer.network.backend
     memory = Memory(
@@ -139,9 +140,10 @@ def _stream(
     network = trainer.network
     assert network.backend.device is not None
     if network.has_python or not network.backend.device.has_products:
-        raise MemoryError(
-            "the data do not fit the GPU, and streaming them needs nvmath-python and a network without layers of "
-            "your own"
+        lacks = "has layers of your own" if network.has_python else "has no nvmath-python to multiply with"
+        raise ValueError(
+            f"the data do not fit the GPU, and a training that {lacks} cannot stream them; take fewer rows, or "
+            'train on device="cpu"'
         )
     batch_bytes = sum(array[:1].nbytes for array in read.values()) * plan.batch.rows
     room = _room(network.backend, plan)

@@ -31,7 +31,7 @@ class Data:
     """Rows that take part, checked and as the kernels take them.
 
     Attributes:
-        x: (n, in_features), on the host.
+        x: (n, in_features), on the host, or on the GPU where the user has it there.
         target: (n, outputs), or labels (n,).
         weight: (n,), or None for equal weights.
         rows: which of them, int64; None for all.
@@ -50,6 +50,16 @@ class Data:
     def taking(self, rows: np.ndarray) -> Data:
         """The same arrays, other rows of them."""
         return Data(self.x, self.target, self.weight, rows)
+
+    def without_repeats(self) -> Data:
+        """The same rows, as arrays of their own where some repeat and there are as many as the arrays have.
+
+        A full batch of so many rows is read where they lie, each of them once.
+        """
+        rows = self.rows
+        if rows is None or len(rows) != len(self.x) or len(np.unique(rows)) == len(rows):
+            return self
+        return Data(self.x[rows], self.target[rows], None if self.weight is None else self.weight[rows])
 
 
 @dataclass(frozen=True)
@@ -130,13 +140,18 @@ class FitLoop:
         self.total_steps = (epochs - len(history)) * self.plan.steps - int(self.control[POSITION])
         self.steps_done = 0
         self.first_step = int(self.control[STEP])
-        schedule = trainer.optimizer.schedule
+        trainer.trained_on = self.executor.name
+        self._take_schedule()
+
+    def _take_schedule(self) -> None:
+        """Train by the schedule that the optimizer has now; a callback may give it another."""
+        schedule = self.schedule = self.trainer.optimizer.schedule
         self.constant_rate = isinstance(schedule, ConstantRate)
         if self.constant_rate:
             (rate,) = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
             self.memory.arrays["rates"][...] = rate
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
-        self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in callbacks)
+        self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in self.callbacks)
 
     def run(self) -> None:
         """Train until the epochs are done, a callback stops it, or it fails.
@@ -156,6 +171,8 @@ class FitLoop:
                     callback.on_train_begin(self.trainer)
                 block = 1
                 while self.steps_done < self.total_steps and not self.history.stopped:
+                    if self.trainer.optimizer.schedule is not self.schedule:
+                        self._take_schedule()
                     if epochs := self._epochs_one_by_one():
                         self._run_epochs(epochs, bar, interrupt)
                     else:
@@ -178,7 +195,7 @@ class FitLoop:
         step = int(self.control[STEP])
         rates = self.memory.arrays["rates"][:n]
         if not self.constant_rate:
-            rates[...] = self.trainer.optimizer.schedule.rates(
+            rates[...] = self.schedule.rates(
                 np.arange(step, step + n), self.plan.steps, self.first_step + self.total_steps
             )
         position = int(self.control[POSITION])
@@ -221,7 +238,7 @@ class FitLoop:
         executor, plan, history, trainer = self.executor, self.plan, self.history, self.trainer
         run, sums, clock = executor.run, executor.epoch_sums, time.perf_counter
         steps, samples = plan.steps, self.data.used
-        by_mean, schedule = trainer.loss.reduction == "mean", trainer.optimizer.schedule
+        by_mean = trainer.loss.reduction == "mean"
         called = [callback.on_epoch_end for callback in self.callbacks]
         add_epoch, add_loss, add_lr, add_seconds, *add_others = (c.append for c in history.epochs.values())
         others = dict.fromkeys(list(history.epochs)[4:], float("nan"))  # measured by validations alone
@@ -230,9 +247,9 @@ class FitLoop:
         lr, first, row = float(rates[-1]), len(history) + 1, {}
         over = clock() + executor.block_seconds
         for epoch in range(first, first + (count if table is None else len(table))):
+            if trainer.optimizer.schedule is not self.schedule:  # a callback gave it another
+                break
             if table is not None:
-                if trainer.optimizer.schedule is not schedule:  # a callback gave it another
-                    break
                 rates[...] = table[epoch - first]
                 lr = float(rates[-1])
             start = clock()
@@ -271,7 +288,7 @@ class FitLoop:
             return None
         first, steps = int(self.control[STEP]), self.plan.steps
         ahead = np.arange(first, first + steps * min(count, RING // steps))
-        rates = self.trainer.optimizer.schedule.rates(ahead, steps, self.first_step + self.total_steps)
+        rates = self.schedule.rates(ahead, steps, self.first_step + self.total_steps)
         return rates.reshape(-1, steps)
 
     def _until_stop(self) -> int:

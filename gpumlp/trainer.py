@@ -59,6 +59,7 @@ class Trainer:
     Attributes:
         history: of the last `fit`.
         classes: labels of the classes where `y` held text; None where they are numbers.
+        trained_on: name of the executor of the last `fit`; None before.
         shared: what it shares on a GPU with others that train at the same time, while they do.
     """
 
@@ -101,6 +102,7 @@ class Trainer:
         self.seed = network.seed
         self.history = History()
         self.classes: list[str] | None = None
+        self.trained_on: str | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -163,7 +165,8 @@ class Trainer:
             progress: a bar on a terminal, elsewhere a hundred lines and one every five seconds; False: silence.
             train_metrics: measure the metrics on the training rows too, with each validation.
             record_steps: keep the loss of every step in `History.step_losses`.
-            rows: indices of the rows of X to train on; None for all. Nothing is copied.
+            rows: indices of the rows of X to train on; None for all. Nothing is copied, but for as many of them as X
+                has where some repeat.
             held_rows: indices of rows of X to validate on, in place of validation_data.
 
         Returns:
@@ -180,6 +183,7 @@ class Trainer:
         self._plan_columns(validation is not None, train_metrics)
         self._check_monitor()
         batch_rows = self._batch_rows(batch_size, data.used)
+        data = data.without_repeats()
         self.classes = classes
         if not self._resuming:
             self.history = History()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp.kernels import BAD_STEP
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(24, 3)).astype(np.float32)
@@ -235,6 +236,18 @@ def test_a_loss_that_overflows_by_itself_is_named_as_such():
             )
         assert error.value.layer is None
         assert not np.any(network[0].weight)
+
+
+def test_a_loss_that_is_lost_where_no_memory_is_left_to_look_closer_is_still_told(monkeypatch):
+    def full(*_: Any) -> None:
+        raise MemoryError("the GPU has 0 bytes free")
+
+    monkeypatch.setattr("gpumlp.failure._first_bad", full)
+    trainer = gm.Trainer(net(Bad(np.inf, 3)), loss="mse", optimizer=gm.SGD(0.1))
+    with pytest.raises(gm.NonFiniteLossError, match="the loss or a gradient is not finite") as error:
+        trainer.fit(X, Y, epochs=5, batch_size=None, progress=False)
+    assert error.value.layer is None
+    assert trainer.control[BAD_STEP] >= 0
 
 
 @pytest.mark.usefixtures("executor")

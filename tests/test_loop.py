@@ -15,6 +15,7 @@ import gpumlp as gm
 from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.kernels import POSITION, STEP
 from gpumlp.loop import Every
+from gpumlp.schedules import ConstantRate
 from gpumlp.step import RING
 
 RNG = np.random.default_rng(4)
@@ -497,16 +498,17 @@ def test_a_run_that_is_cut_short_by_time_goes_on(monkeypatch):
             assert [s["position"] for s in callback.seen] == [0] * 30
 
 
-def test_a_callback_that_gives_the_optimizer_another_schedule_is_heeded_at_once():
+@pytest.mark.parametrize("after", [ConstantRate(0.01), gm.ExponentialDecay(0.01, factor=1.0, every=1)])
+@pytest.mark.parametrize("before", [ConstantRate(0.1), gm.ExponentialDecay(0.1, factor=1.0, every=1)])
+def test_a_callback_that_gives_the_optimizer_another_schedule_is_heeded_at_once(before, after):
     rates: list[float] = []
 
     def change(trainer, epoch, logs):
         rates.append(logs["lr"])
         if epoch == 5:
-            trainer.optimizer.schedule = gm.ExponentialDecay(0.01, factor=1.0, every=1)
+            trainer.optimizer.schedule = after
 
-    optimizer = gm.SGD(gm.ExponentialDecay(0.1, factor=1.0, every=1))
-    trainer_of(change, optimizer).fit(X, LABELS, epochs=8, batch_size=8, progress=False)
+    trainer_of(change, gm.SGD(before)).fit(X, LABELS, epochs=8, batch_size=8, progress=False)
     assert rates == [0.1] * 5 + [0.01] * 3
 
 

@@ -232,6 +232,27 @@ def test_rows_and_held_rows_are_indices_into_one_set():
     assert trainer.evaluate(X, LABELS, rows=held) == alone.evaluate(X[held], LABELS[held])
 
 
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_rows_may_repeat_though_they_are_as_many_as_there_are(batch_size):
+    rows = np.random.default_rng(3).integers(0, len(X), len(X))  # a bootstrap
+    weight, held = np.random.default_rng(4).uniform(size=len(X)), [1, 2, 4, 5]
+    given = {"batch_size": batch_size, "shuffle": False}
+    trainer = fitted(
+        classifier(), X, LABELS, "cross_entropy", rows=rows, held_rows=held, sample_weight=weight, **given
+    )
+    alone = fitted(
+        classifier(),
+        X[rows],
+        LABELS[rows],
+        "cross_entropy",
+        sample_weight=weight[rows],
+        validation_data=(X[held], LABELS[held], weight[held]),
+        **given,
+    )
+    assert_same(trainer, alone)
+    assert trainer.history["val_loss"] == alone.history["val_loss"]
+
+
 # ---- predictions and scores ----
 
 

@@ -258,7 +258,6 @@ def _report(experiment: Experiment, parts: dict[str, Scored]) -> RunReport:
     """Return the record of the run for its report."""
     from .._version import __version__
     from ..config import config_toml
-    from ..executors import choose_executor
     from ..layers import Linear
     from ..metrics import confusion_matrix, per_class_scores
     from ..report import RunReport
@@ -273,8 +272,8 @@ def _report(experiment: Experiment, parts: dict[str, Scored]) -> RunReport:
         "epochs": f"{len(history)} of {experiment.config['training']['epochs']}"
         + (f" ({history.stopped})" if history.stopped else ""),
         "device": network.backend.describe(),
-        "executor": choose_executor(network.backend, network.has_python)[1],
-        "precision": network.dtype,
+        "executor": str(trainer.trained_on),
+        "precision": network.dtype if trainer.precision == "float32" else trainer.precision,
         "training time": f"{history.train_seconds:.3g} s",
         "speed": f"{history.it_per_second:.4g} epochs/s, {history.steps_per_second:.4g} steps/s, "
         f"{history.samples_per_second:.4g} samples/s",

@@ -167,14 +167,12 @@ class Context:
 
     def outcome(self, trained: Mapping[str, Trained] | Sequence[Trained] = ()) -> Outcome:
         """Return an outcome with the device, executor, seeds and it/s of trainings filled in, and no values."""
-        from ..executors import choose_executor
-
         runs = list(trained.values() if isinstance(trained, Mapping) else trained)
         outcome = Outcome()
         if runs:
-            network = runs[0].experiment.trainer.network
-            outcome.device = network.backend.describe()
-            outcome.executor = choose_executor(network.backend, network.has_python)[1]
+            trainer = runs[0].experiment.trainer
+            outcome.device = trainer.network.backend.describe()
+            outcome.executor = str(trainer.trained_on)
             outcome.seeds = [run.experiment.config["training"]["seed"] for run in runs]
             outcome.it_per_second = float(np.mean([run.history.it_per_second for run in runs]))
         return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,16 +132,12 @@ class Store:
             )
             pictures = [Picture(**picture) for picture in found["pictures"]]
             return Record(id, key, found["seconds"], found["cpu_seconds"], outcome, pictures)
-        except (
-            FileNotFoundError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # none, or not one of ours: run the part anew
-            return None
+        except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError):
+            return None  # none, or not one of ours, or damaged: the part is run anew
 
     def _arrays(self, id: str) -> dict[str, np.ndarray]:
-        with np.load(self.parts / f"{id}.npz", allow_pickle=False) as file:
+        # opened here: NumPy leaves a file that is damaged open
+        with open(self.parts / f"{id}.npz", "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
     def clean(self, ids: Sequence[str]) -> None:

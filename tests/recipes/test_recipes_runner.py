@@ -109,8 +109,12 @@ def test_a_quick_run_stands_beside_the_full_one_and_judges_only_what_it_can(done
 
 def test_a_damaged_record_is_run_anew(done, write_recipe, tmp_path):
     (done.folder / "parts" / "one.json").write_text("{", encoding="utf-8")
-    (done.folder / "parts" / "sum.npz").unlink()
-    assert [part.id for part in Runner(write_recipe(), tmp_path / "out").pending()] == ["one", "sum"]
+    arrays = done.folder / "parts" / "sum.npz"
+    for damaged in (arrays.read_bytes()[:-30], b"PK\x03\x04", b"", None):
+        arrays.unlink()
+        if damaged is not None:
+            arrays.write_bytes(damaged)
+        assert [part.id for part in Runner(write_recipe(), tmp_path / "out").pending()] == ["one", "sum"]
 
 
 def test_a_part_that_cannot_run_says_why_and_the_others_go_on(write_recipe, recipe_text, tmp_path):
