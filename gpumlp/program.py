@@ -1,7 +1,7 @@
 """The program of a training step: a short, fixed list of kernel calls on memory that does not move.
 
 Layers, losses and optimizers write calls through a `Builder`; `plan` gives each intermediate result its place;
-`link` turns operands into arrays; an executor runs them. Whatever changes from step to step is read from the
+`Memory.view` turns operands into arrays; an executor runs them. Whatever changes from step to step is read from the
 control block, so that a program can be replayed as it is.
 """
 
