@@ -181,12 +181,10 @@ class GraphExecutor(DeviceExecutor):
             begin, batch = self._section(plan.begin), self._section(plan.batch, plan)
             last = self._section(plan.last, plan) if plan.last is not None else []
             full = plan.steps - (plan.last is not None)
-
-            def sections() -> list[list[Node]]:
-                if chunk.epochs:
-                    return [begin, *[batch] * full, last] * chunk.epochs
-                return [begin if chunk.begin else [], *[batch] * chunk.full, last if chunk.last else []]
-
+            if chunk.epochs:
+                sections = [begin, *[batch] * full, last] * chunk.epochs
+            else:
+                sections = [begin if chunk.begin else [], *[batch] * chunk.full, last if chunk.last else []]
             self._plans.append(plan)
             self._graphs[key] = self.device.capture(sections)
         return self._graphs[key]

@@ -10,7 +10,7 @@ import functools
 import gc
 import importlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -278,16 +278,17 @@ class CupyDevice:
             launch()  # what it needs is loaded now, and not while a graph is captured; its result is written anew
             return launch
 
-    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
-        with self._cupy.cuda.Device(self.index):
-            every = [section for section in sections() if section]
-            if not every:
-                return lambda: None
+    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
+        every = [section for section in sections if section]
+        if not every:
+            return lambda: None
+        lanes = 1 + max(node.lane for section in every for node in section)
+        with (
+            self._cupy.cuda.Device(self.index),
+            _LOCK,
+        ):  # what libraries are asked meanwhile might touch the capture
             # streams of their own: what other threads put into the device's stream is not captured
-            with _LOCK:  # what the libraries are asked meanwhile might touch the capture
-                graph = self._captured(
-                    every, self._lanes(1 + max(n.lane for section in every for n in section))
-                )
+            graph = self._captured(every, self._lanes(lanes))
         return lambda: graph.launch(self._stream)
 
     def _lanes(self, count: int) -> list[Any]:

@@ -168,8 +168,8 @@ class Device(Protocol):
     def product(self, product: Product) -> Launch:
         """Return what launches a product, its algorithm chosen."""
 
-    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
-        """Return what launches, as one graph, all that `sections()` returns; none of it is run by capturing.
+    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
+        """Return what launches, as one graph, all nodes of all sections; none of it is run by capturing.
 
         A section begins when all of the one before it has ended.
         """

@@ -77,8 +77,7 @@ class HostDevice:
         self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
         self._used, self._products = 0, frozenset(products)
         self._kernels: dict[str, HostKernels] = {}
-        self._capturing = False
-        self._active = threading.local()
+        self._thread = threading.local()
 
     @property
     def has_products(self) -> bool:
@@ -89,29 +88,35 @@ class HostDevice:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        before = self._is_active()
-        self._active.here = True
+        with self._being("active"):
+            yield
+
+    @contextlib.contextmanager
+    def _being(self, state: str) -> Iterator[None]:
+        """Note of this thread that it is in a state, "active" or "replaying", within the block."""
+        before = self._is(state)
+        setattr(self._thread, state, True)
         try:
             yield
         finally:
-            self._active.here = before
+            setattr(self._thread, state, before)
 
-    def _is_active(self) -> bool:
-        return getattr(self._active, "here", False)
+    def _is(self, state: str) -> bool:
+        return getattr(self._thread, state, False)
 
     def in_stream(self, work: Launch) -> Launch:
         """Return what does the work where this device is active, and raises an error elsewhere."""
 
         def launch() -> None:
-            if not self._is_active():
+            if not self._is("active"):
                 raise RuntimeError("work was launched outside of the device's stream")
             work()
 
         return launch
 
     def allocate(self, nbytes: int) -> np.ndarray:
-        if self._capturing:
-            raise RuntimeError("memory was allocated while a graph was captured")
+        if self._is("replaying"):
+            raise RuntimeError("a launch of a graph allocates memory, which cannot be captured")
         if nbytes > self.memory_bytes - self._used:
             gc.collect()  # layers and their network refer to each other
         free = self.memory_bytes - self._used
@@ -165,8 +170,10 @@ class HostDevice:
         return kind.kernel in self._products
 
     def product(self, product: Product) -> Launch:
-        if self._capturing:
-            raise RuntimeError("the algorithm of a product was chosen while a graph was captured")
+        if self._is("replaying"):
+            raise RuntimeError(
+                "a launch of a graph chooses the algorithm of a product, which cannot be captured"
+            )
         run: Callable[..., None] = kernel_in_bfloat16(product.kernel)
         a, b, *others = product.operands
         assert a is not None
@@ -180,15 +187,12 @@ class HostDevice:
 
         return self.in_stream(launch)
 
-    def capture(self, sections: Callable[[], Sequence[Sequence[Node]]]) -> Launch:
-        self._capturing = True
-        try:
-            captured = [list(section) for section in sections()]
-        finally:
-            self._capturing = False
+    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
+        captured = [list(section) for section in sections]
 
         def replay() -> None:
-            with self.active():  # a graph is launched into the stream by name
+            # a graph is launched into the stream by name; what a launch does is what a GPU would capture
+            with self.active(), self._being("replaying"):
                 for section in captured:
                     for node in self._in_some_order(section):
                         node.launch()

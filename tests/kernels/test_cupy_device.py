@@ -327,14 +327,14 @@ def test_a_capture_that_fails_leaves_nothing_captured(gpu):
 
     for lane in (0, 1):
         with pytest.raises(ZeroDivisionError):
-            device.capture(lambda lane=lane: [[Node(lambda: None), Node(fail, lane)]])
+            device.capture([[Node(lambda: None), Node(fail, lane)]])
     assert CUDA.here.captures is None
     assert CUDA.stream is NULL
 
 
 def test_a_graph_of_nothing_does_nothing(gpu):
-    gpu().device.capture(list)()
-    gpu().device.capture(lambda: [[], []])()
+    gpu().device.capture([])()
+    gpu().device.capture([[], []])()
     assert CUDA.graphs == 0
 
 
@@ -377,7 +377,7 @@ def test_nothing_is_collected_while_a_graph_is_captured(gpu):
         CUDA.stream.put(lambda: None)
 
     assert gc.isenabled()
-    device.capture(lambda: [[Node(look)]])
+    device.capture([[Node(look)]])
     assert seen == [False]
     assert gc.isenabled()
 
