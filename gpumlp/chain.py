@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,20 @@ class Chain:
                 self.backend.write(self.parameters[f"{layer.key}.{name}"], values)
             for name, (_, value) in layer.state_specs.items():
                 self.backend.write(self.state[f"{layer.key}.{name}"], value)
+        self.note_draw()
+
+    def note_draw(self) -> None:
+        """Take the present values for those that were drawn."""
+        self._drawn = self._checksum()
+
+    @property
+    def is_as_drawn(self) -> bool:
+        """Whether nothing was trained, loaded or set since the weights were drawn."""
+        return self._checksum() == self._drawn
+
+    def _checksum(self) -> int:
+        parameters, state = (self.backend.to_host(arena.memory) for arena in (self.parameters, self.state))
+        return zlib.crc32(state, zlib.crc32(parameters))
 
     def segments(self) -> list[Segment]:
         """The placed parameters, with the present flags of their layers."""

@@ -73,10 +73,12 @@ class Sequential(Chain):
         backend = self.backend if device is None else get_backend(device)
         name = self.dtype if dtype is None else check_dtype(dtype)
         if backend.name != self.backend.name or name != self.dtype:
-            values = self.state_dict()
+            values, as_drawn = self.state_dict(), self.is_as_drawn
             self.backend, self.dtype, self._pass = backend, name, None
             self._allocate()
             self.load_state_dict(values)
+            if as_drawn:
+                self.note_draw()
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:

@@ -47,7 +47,8 @@ class Trainer:
         optimizer: an object, a name ("sgd", "adagrad", "rmsprop", "adam", "adamw"), or a table.
         device: moves the network there; None leaves it where it is.
         dtype: "float32" or "float64"; None leaves it as it is.
-        seed: of batches, dropout and noise; it also draws the initial weights anew unless it is None.
+        seed: of batches, dropout and noise, and of the initial weights where they still are as they were drawn:
+            what was trained, loaded or set is kept (`reset` draws it anew). None for the seed of the network.
         callbacks: `Callback` objects, or functions ``f(trainer, epoch, logs)``.
         metrics: measured with each validation; names or `Metric` objects. ("accuracy",) for classification
             unless given.
@@ -98,7 +99,9 @@ class Trainer:
         )
         self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
         if seed is not None:
-            network.reset(seed)
+            if network.is_as_drawn:
+                network.reset(seed)
+            network.seed = seed
         self.seed = network.seed
         self.history = History()
         self.classes: list[str] | None = None

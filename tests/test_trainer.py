@@ -253,6 +253,35 @@ def test_rows_may_repeat_though_they_are_as_many_as_there_are(batch_size):
     assert trainer.history["val_loss"] == alone.history["val_loss"]
 
 
+@pytest.mark.parametrize("given", ["state_dict", "assigned", "in place", "trained", "before the network"])
+def test_a_seed_draws_weights_that_are_as_they_were_drawn_and_keeps_all_others(given):
+    first = gm.Linear(4, 8)
+    if given == "before the network":
+        first.weight = np.full((4, 8), 0.5)
+    network = gm.Sequential(first, gm.Tanh(), gm.Linear(8, 3), device="cpu", seed=1)
+    if given == "state_dict":
+        network.load_state_dict(gm.Sequential(gm.Linear(4, 8), gm.Tanh(), gm.Linear(8, 3)).state_dict())
+    elif given == "assigned":
+        first.weight = np.full((4, 8), 0.5)
+    elif given == "in place":
+        first.weight[0, 0] += 1
+    elif given == "trained":
+        fitted(network, X, LABELS, "cross_entropy", epochs=1)
+    before = network.state_dict()
+    trainer = gm.Trainer(network, loss="cross_entropy", seed=3, dtype="float64")
+    assert (trainer.seed, network.seed) == (3, 3)
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    trainer.reset(3)  # says so
+    drawn = gm.Sequential(gm.Linear(4, 8), gm.Tanh(), gm.Linear(8, 3), dtype="float64", device="cpu", seed=3)
+    fresh = gm.Sequential(gm.Linear(4, 8), gm.Tanh(), gm.Linear(8, 3), device="cpu", seed=1)
+    gm.Trainer(fresh.copy(), loss="cross_entropy", seed=3, dtype="float64")
+    gm.Trainer(fresh, loss="cross_entropy", seed=3, dtype="float64")
+    for name, value in drawn.state_dict().items():
+        np.testing.assert_array_equal(network.state_dict()[name], value)
+        np.testing.assert_array_equal(fresh.state_dict()[name], value)
+
+
 # ---- predictions and scores ----
 
 

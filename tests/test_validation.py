@@ -70,6 +70,33 @@ def test_a_split_depends_on_the_seed_and_keeps_the_shares_of_the_classes():
         np.testing.assert_allclose(np.bincount(LABELS[held]), np.bincount(LABELS) * 14 / 47, atol=1)
 
 
+def test_folds_begin_with_the_weights_that_make_network_gave_them():
+    def filled(value: float) -> Any:
+        def make() -> gm.Sequential:
+            network = gm.Sequential(gm.Linear(3, 3), device="cpu")
+            network[0].weight = np.full((3, 3), value)
+            network[0].bias = [0, value, 0]
+            return network
+
+        return make
+
+    losses = [
+        gm.cross_validate(
+            filled(value),
+            X,
+            LABELS,
+            k=2,
+            loss="cross_entropy",
+            optimizer=gm.SGD(0.0),
+            epochs=1,
+            progress=False,
+        ).scores[0]["loss"]
+        for value in (0.0, 5.0)
+    ]
+    assert losses[0] == pytest.approx(np.log(3))
+    assert losses[1] > 1.5
+
+
 @given(n=st.integers(5, 120), k=st.integers(2, 5), seed=st.integers(0, 2**31), stratify=st.booleans())
 @settings(max_examples=60)
 def test_every_row_is_held_exactly_once(n, k, seed, stratify):
