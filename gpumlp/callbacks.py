@@ -85,7 +85,8 @@ class _Monitor(Callback):
         if not trainer.measures(self.monitor):
             raise ValueError(
                 f"{type(self).__name__} monitors {self.monitor!r}, which is not measured; expected one of "
-                f"{', '.join(k for k in trainer.columns() if k != 'epoch')}: give validation data, or another monitor"
+                f"{', '.join(k for k in trainer.columns() if k != 'epoch')}: "
+                "give validation data (cross_validate: validate=True), or another monitor"
             )
         self.best = math.inf if self.mode == "min" else -math.inf
         self.best_epoch = 0
@@ -176,6 +177,10 @@ class CSVLog(Callback):
         self._flushed = -math.inf
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        if not self.path.parent.is_dir():
+            raise ValueError(
+                f"CSVLog cannot write {self.path}: there is no folder {self.path.parent}; create it first"
+            )
         self._file = self.path.open("w", newline="")
         self._columns, self._rows, self._flushed = [], [], -math.inf
 

@@ -142,8 +142,8 @@ class Chain:
         return self._checksum() == self._drawn
 
     def _checksum(self) -> int:
-        parameters, state = (self.backend.to_host(arena.memory) for arena in (self.parameters, self.state))
-        return zlib.crc32(state, zlib.crc32(parameters))
+        parameters, state = map(self.backend.to_host, (self.parameters.memory, self.state.memory))
+        return zlib.crc32(state.data, zlib.crc32(parameters.data))
 
     def segments(self) -> list[Segment]:
         """The placed parameters, with the present flags of their layers."""

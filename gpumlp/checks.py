@@ -25,6 +25,7 @@ def as_matrix(x: Any, dtype: str, name: str = "X", backend: Backend | None = Non
     Raises:
         ValueError: not a matrix of numbers, or NaN or infinity in it.
     """
+    refuse_masked(x, name)
     try:
         if backend is not None and backend.device is not None and is_on_gpu(x):
             array = backend.asarray(x, dtype=dtype)
@@ -36,7 +37,8 @@ def as_matrix(x: Any, dtype: str, name: str = "X", backend: Backend | None = Non
         if "cannot be read" in str(error):
             raise
         raise ValueError(
-            f"{name} has values that are not numbers; expected a matrix of numbers (one-hot encode categories first)"
+            f"{name} has values that are not numbers; expected a matrix of numbers (one-hot encode categories first, "
+            "and make a sparse matrix dense: X.toarray())"
         ) from None
     if array.ndim == 1:
         raise ValueError(
@@ -52,6 +54,15 @@ def as_matrix(x: Any, dtype: str, name: str = "X", backend: Backend | None = Non
         if not finite:  # the first such row is looked for on the host
             check_finite(to_host(array), name)
     return array
+
+
+def refuse_masked(values: Any, name: str) -> None:
+    """Raise a ValueError for a NumPy array of which some entries are masked."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        count = int(np.ma.getmaskarray(values).sum())
+        raise ValueError(
+            f"{name} is a masked array with {count} masked entries; remove such rows or fill them: {name}.filled(value)"
+        )
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
@@ -108,6 +119,13 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int of 63 bits, else raise a ValueError."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 1 << 63:
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 to 2**63 - 1")
+    return int(seed)
 
 
 def as_weights(sample_weight: Any, n: int) -> np.ndarray | None:

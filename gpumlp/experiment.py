@@ -22,7 +22,7 @@ from .data.dataset import DEFAULT_TEST_SIZE
 from .data.pairs import join
 from .history import History
 from .inference import Evaluator
-from .layers import LAYERS, Layer, Sigmoid, Softmax, layer_from_dict
+from .layers import LAYERS, Layer, layer_from_dict
 from .losses import BinaryCrossEntropy, Loss, get_loss
 from .metrics import classification_scores, regression_scores
 from .model import Model
@@ -249,11 +249,6 @@ def _network(config: Config, prepared: Prepared, loss: Loss, backend: Backend) -
                 f"network.layers: the network has {network.out_features} outputs; {prepared.name} needs {n_out}, "
                 f"{what}: leave out_features of the last linear layer out"
             )
-    if loss.output_activation == "identity" and not isinstance(network.layers[-1], Sigmoid | Softmax):
-        raise ValueError(
-            f"training.loss {name_of(training['loss'])!r} takes probabilities; set network.output_activation "
-            "to 'softmax' or 'sigmoid', or let the loss take logits"
-        )
     return network
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .callbacks import Callback
-from .checks import as_matrix, check_count, check_lengths
+from .checks import as_matrix, check_count, check_lengths, check_seed
 from .cpus import cpu_counts
 from .executors import is_small_together, new_seat
 from .failure import NonFiniteLossError
@@ -48,18 +48,15 @@ def make_trainers(
         own: dict[str, Any] = {}
         if isinstance(member, Sequential):
             network = member
-        elif make_network is None:
+        elif not callable(make_network):
+            given = f"a {type(make_network).__name__}" if make_network is not None else "not given"
             raise TypeError(
-                f"a member is a {type(member).__name__}; expected networks, or give make_network=, a function that "
-                "returns a new one"
+                f"a member is a {type(member).__name__}, and make_network is {given}; expected networks, or a function "
+                "that returns a new one: make_network=lambda: gm.mlp((4, 16, 3))"
             )
         else:
             network = make_network()
-            own = (
-                dict(member)
-                if isinstance(member, Mapping)
-                else {"seed": check_count("seed", member, least=0)}
-            )
+            own = dict(member) if isinstance(member, Mapping) else {"seed": check_seed(member)}
         if any(network is trainer.network for trainer in trainers):
             source = "make_network returned" if make_network else "members hold"
             raise ValueError(f"{source} the same network twice; each member needs a new one")
@@ -126,6 +123,8 @@ def fit_many(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    if isinstance(trainers, Trainer):
+        raise TypeError("trainers is one Trainer; expected several, or train it alone: trainer.fit(X, y)")
     trainers, epochs = list(trainers), check_count("epochs", epochs)
     for name, given in (("rows", rows), ("held_rows", held_rows)):
         if given is not None and len(given) != len(trainers):

@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import Backend, get_backend
 from .chain import Chain, check_dtype
+from .checks import check_seed
 from .executors import executor_in_words
 from .inference import Evaluator
 from .layers import Dropout, Layer, Linear, get_activation, layer_from_dict
@@ -41,7 +42,7 @@ class Sequential(Chain):
         dtype: Any = "float32",
         seed: int = 0,
     ) -> None:
-        flat = _flatten(layers)
+        flat, seed = _flatten(layers), check_seed(seed)
         if not flat:
             raise ValueError("a network needs at least one layer; for example Sequential(Linear(4, 3))")
         if len({id(layer) for layer in flat}) < len(flat):
@@ -229,8 +230,9 @@ def mlp(
     Raises:
         ValueError: fewer than two widths.
     """
-    if len(sizes) < 2:
-        raise ValueError(f"sizes is {list(sizes)}; expected at least the widths of input and output")
+    if not isinstance(sizes, Sequence | np.ndarray) or len(sizes) < 2:
+        given = list(sizes) if hasattr(sizes, "__len__") else sizes
+        raise ValueError(f"sizes is {given!r}; expected at least the widths of input and output")
     layers: list[Layer] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         layers.append(Linear(n_in, n_out, weight_init=weight_init, bias_init=bias_init))

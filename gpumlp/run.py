@@ -49,6 +49,7 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.report = self.path / "report.html"
         self.metrics = self.path / "metrics.json"
+        self.sweep = self.path / "sweep.json"
         self._made: list[Path] = []
 
     def __str__(self) -> str:
@@ -62,7 +63,12 @@ class RunFolder:
     @property
     def is_unfinished(self) -> bool:
         """Whether a run began here and did not end."""
-        return self.config.is_file() and not self.is_finished
+        return self.config.is_file() and not self.is_finished and not self.is_sweep
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether a sweep wrote the folder: many trainings, of which none can be gone on with."""
+        return self.sweep.is_file()
 
     # --- beginning ------------------------------------------------------------------------------------------------
 
@@ -111,8 +117,9 @@ class RunFolder:
         """Raise a ValueError unless there is a run here to go on with."""
         if not self.path.is_dir():
             raise ValueError(f"there is no run folder {self} to go on with; check the path")
-        if self.is_finished:
-            raise ValueError(f"the run in {self} is finished; there is nothing to go on with")
+        if self.is_finished or self.is_sweep:
+            what = "sweep" if self.is_sweep else "run"
+            raise ValueError(f"the {what} in {self} is finished; there is nothing to go on with")
         if not self.config.is_file():
             raise ValueError(
                 f"{self} has no config.toml: it is not the folder of a run, or one that was killed as it began; "
@@ -171,6 +178,10 @@ class RunFolder:
         """Raise a ValueError unless the folder holds a finished run."""
         if not self.path.is_dir():
             raise ValueError(f"there is no run folder {self}; check the path")
+        if self.is_sweep:
+            raise ValueError(
+                f"{self} is the folder of a sweep; give a model, such as its best: {self.path / 'best.safetensors'}"
+            )
         if self.is_unfinished:
             raise ValueError(
                 f"the run in {self} is unfinished (it has no metrics.json); go on with: gpumlp train --resume {self}, "

@@ -21,11 +21,14 @@ from .checks import (
     check_labels,
     check_lengths,
     check_precision,
+    check_seed,
     check_width,
+    refuse_masked,
 )
 from .feed import Shared
 from .history import History
 from .interchange import to_host
+from .layers import BatchNorm1d, Sigmoid, Softmax
 from .loop import Data, Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
 from .metrics import Metric, get_metric
@@ -84,6 +87,8 @@ class Trainer:
         # a schedule may have state: trainers that were given the same optimizer must not share it
         self.optimizer: Optimizer = copy.deepcopy(get_optimizer(optimizer))
         self.callbacks = as_callbacks(callbacks)
+        if isinstance(metrics, str):
+            raise TypeError(f"metrics is {metrics!r}; expected a list of them: [{metrics!r}]")
         if metrics is None:
             metrics = ("accuracy",) if self.loss.is_classification else ()
         self.metrics: list[Metric] = [get_metric(m) for m in metrics]
@@ -91,7 +96,8 @@ class Trainer:
             if (metric.needs == "values") == self.loss.is_classification:
                 kind = "classification" if self.loss.is_classification else "regression"
                 raise ValueError(f"metric {metric.name!r} does not go with {self.loss!r}, a loss of {kind}")
-        seed = seed if seed is None else check_count("seed", seed, least=0)
+        _check_output(network, self.loss)
+        seed = seed if seed is None else check_seed(seed)
         self.threads = None if threads is None else check_count("threads", threads)
         self.precision = precision
         check_precision(
@@ -214,6 +220,7 @@ class Trainer:
         return self.history
 
     def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
+        refuse_masked(y, "y")
         y = to_host(y)
         x = self._matrix(X, y, sample_weight)
         classes = _class_names(y, self.classes) if self.loss.is_classification else self.classes
@@ -250,8 +257,10 @@ class Trainer:
         held_rows: Any,
     ) -> tuple[Data, Data | None]:
         if isinstance(split, bool) or not isinstance(split, int | float | np.number) or not 0 <= split < 1:
+            told = repr(split) if isinstance(split, str | int | float) else f"a {type(split).__name__}"
             raise ValueError(
-                f"validation_split is {split!r}; expected a share from 0 up to, not including, 1"
+                f"validation_split is {told}; expected a share from 0 up to, not including, 1 (rows of their own go to "
+                "validation_data)"
             )
         if (given is not None) + bool(split) + (held_rows is not None) > 1:
             raise ValueError("give one of validation_data, validation_split and held_rows")
@@ -274,6 +283,10 @@ class Trainer:
         if batch_size is None:
             return n
         size = check_count("batch_size", batch_size)
+        if size == 1 and any(isinstance(la, BatchNorm1d) and la.trainable for la in self.network.layers):
+            raise ValueError(
+                "batch_size is 1; BatchNorm1d learns from batches of at least 2 rows (or freeze() it)"
+            )
         if size > n:
             warnings.warn(
                 f"batch_size {size} is more than the {n} rows; training on the full batch",
@@ -331,6 +344,7 @@ class Trainer:
         Raises:
             ValueError: data that do not fit, or labels that were not there in training.
         """
+        refuse_masked(y, "y")
         y = to_host(y)
         x = self._matrix(X, y, sample_weight)
         data = self._data(x, y, sample_weight, self.classes)
@@ -420,3 +434,21 @@ def _only_class(target: np.ndarray) -> int | None:
     if len(first) == 1:
         return int(first[0])
     return int(first.argmax()) if first.sum() == 1 else None
+
+
+def _check_output(network: Sequential, loss: Loss) -> None:
+    """Raise a ValueError for a loss of probabilities on a network that gives none, and warn of the opposite."""
+    last = network.layers[-1]
+    makes = isinstance(last, Sigmoid | Softmax)
+    if loss.output_activation == "identity" and not makes and not last.is_python:
+        raise ValueError(
+            f"{loss!r} takes probabilities, and the network ends in {last!r}; end it in Softmax() or Sigmoid() (in a "
+            "config: set network.output_activation), or let the loss take logits"
+        )
+    if loss.output_activation in ("softmax", "sigmoid") and makes:
+        warnings.warn(
+            f"{loss!r} takes logits, of which it makes probabilities itself, and the network ends in {last!r}: done "
+            "twice, they can hardly differ; leave that layer out",
+            UserWarning,
+            stacklevel=3,
+        )

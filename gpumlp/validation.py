@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, check_lengths
+from .checks import check_count, check_lengths, check_seed
 from .history import History
 from .interchange import is_on_gpu, to_host
 from .many import fit_many, make_trainers
@@ -77,7 +77,8 @@ def cross_validate(
     """Train a fresh network on each of `k` shuffled folds and score it on the rows that it did not see.
 
     Args:
-        make_network: returns a new network; its weights are drawn anew by ``seed + fold``.
+        make_network: returns a new network; its weights are drawn anew by ``seed + fold``, unless they were loaded
+            or set.
         X: (rows, features), shared by all folds and not copied.
         y: as in `Trainer.fit`.
         k: folds, at least 2.
@@ -99,6 +100,12 @@ def cross_validate(
             f"make_network is a {type(make_network).__name__}; expected a function that returns a new network, "
             "for example lambda: gm.mlp((4, 16, 3))"
         )
+    if callbacks is not None and not callable(callbacks):
+        raise TypeError(
+            f"callbacks is a {type(callbacks).__name__}; expected a function that returns new ones for each fold: "
+            "callbacks=lambda: [gm.EarlyStopping()]"
+        )
+    seed = check_seed(seed)
     for name in ("validation_data", "validation_split", "rows", "held_rows"):
         if name in fit_settings:
             raise ValueError(f"cross_validate takes no {name}: the folds are the validation data")

@@ -348,3 +348,13 @@ def test_only_better_epochs_are_written(tmp_path):
             expected.add(f"{int(epoch)}.safetensors")
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert 1 < len(expected) < 30
+
+
+def test_a_log_in_a_folder_that_is_not_there_is_one_line_before_anything_is_trained(tmp_path):
+    log = gm.CSVLog(tmp_path / "missing" / "log.csv")
+    trainer = gm.Trainer(gm.mlp((4, 3), device="cpu"), loss="cross_entropy", callbacks=[log])
+    with pytest.raises(
+        ValueError, match=r"CSVLog cannot write .*log\.csv: there is no folder .*missing; create"
+    ):
+        trainer.fit(np.eye(4), np.arange(4) % 3, epochs=1, batch_size=4, progress=False)
+    assert trainer.history.steps == 0

@@ -279,6 +279,14 @@ def test_classes_of_a_refused_fit_are_forgotten():
     assert trainer.classes == ["cat", "dog", "eel"]
 
 
+def test_masked_targets_are_refused_and_an_array_of_which_nothing_is_masked_is_taken():
+    y = np.ma.masked_equal(LABELS, 1)
+    for call in (classifier().fit, classifier().evaluate):
+        with pytest.raises(ValueError, match=r"y is a masked array with \d+ masked entries"):
+            call(X, y)
+    classifier().fit(np.ma.array(X), np.ma.array(LABELS), epochs=1, batch_size=8, progress=False)
+
+
 @pytest.mark.parametrize("method", ["predict", "predict_classes", "evaluate"])
 @pytest.mark.parametrize(
     ("x", "message"),
@@ -288,6 +296,7 @@ def test_classes_of_a_refused_fit_are_forgotten():
         (X[0], "X has shape (3,); expected (rows, features)"),
         (X[:0], "X has shape (0, 3); expected (rows, features), at least one of each"),
         ([["a", "b", "c"]] * 24, "X has values that are not numbers"),
+        (np.ma.masked_greater(X, 1.5), "masked entries; remove such rows or fill them: X.filled(value)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_when_a_model_is_used(method, x, message):
@@ -339,7 +348,7 @@ ANY: Any = gm  # what mypy would refuse, Python has to
         (lambda n: gm.Trainer(n, loss="mse", metrics=["r3"]), ValueError, "unknown metric 'r3'"),
         (lambda n: gm.Trainer(n, loss="mse", dtype="float16", seed=9), ValueError, "dtype 'float16' is not supported"),
         (lambda n: gm.Trainer(n, loss="mse", device="tpu", seed=9), ValueError, "unknown device 'tpu'; expected"),
-        (lambda n: gm.Trainer(n, loss="mse", seed=-1), ValueError, "seed is -1; expected a whole number of at"),
+        (lambda n: gm.Trainer(n, loss="mse", seed=-1), ValueError, "seed is -1; expected a whole number from 0 to"),
         (lambda n: gm.Trainer(n, loss="mse", seed=9, threads=0), ValueError, "threads is 0; expected a whole number"),
         (lambda n: gm.Trainer(n, loss="mse", seed=9, callbacks=[3]), TypeError, "3 is not a callback; expected"),
         (lambda n: gm.Trainer(n, loss="mse", seed=9, metrics=["accuracy"]), ValueError, "metric 'accuracy' does"),
@@ -355,6 +364,13 @@ ANY: Any = gm  # what mypy would refuse, Python has to
         (lambda n: gm.Linear(0, 3), ValueError, "in_features"),
         (lambda n: ANY.Linear(3, 2.5), ValueError, "out_features"),
         (lambda n: gm.mlp((3,)), ValueError, "sizes is [3]; expected at least the widths of input and output"),
+        (lambda n: ANY.mlp(3), ValueError, "sizes is 3; expected at least the widths of input and output"),
+        (lambda n: ANY.mlp((3, 2), seed=1.5), ValueError, "seed is 1.5; expected a whole number from 0 to"),
+        (lambda n: gm.Trainer(n, loss="mse", seed=2**70), ValueError, f"seed is {2**70}; expected"),
+        (lambda n: ANY.Trainer(n, loss="mse", metrics="rmse"), TypeError, "expected a list of them: ['rmse']"),
+        (lambda n: ANY.data.prepare(X), TypeError, "dataset is a ndarray; expected a gm.data.Dataset"),
+        (lambda n: gm.data.prepare(gm.data.load("iris"), seed=-1), ValueError, "seed is -1; expected"),
+        (lambda n: gm.data.prepare(gm.data.load("iris"), test_size=1.0), ValueError, "test_size is 1.0"),
         (lambda n: gm.load_model("nowhere/model.safetensors"), ValueError, "no model file"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ import gpumlp as gm
 from gpumlp.commands import sweep
 from gpumlp.config import complete_config
 from gpumlp.experiment import set_up
+from gpumlp.run import RunFolder, open_run
 
 QUICK = ["--set", "training.epochs=2", "--set", "network.hidden=[4]"]
 
@@ -111,3 +112,32 @@ def test_a_folder_that_exists_is_left_alone(here):
     (here / "found").mkdir()
     with pytest.raises(ValueError, match="output folder found exists already"):
         run("iris", "--set", "optimizer.lr=0.1,1", "--out", "found")
+
+
+def test_the_folder_is_made_before_the_trainings_and_goes_where_they_come_to_nothing(
+    here, monkeypatch, capsys
+):
+    def interrupted(*_, **__):
+        assert (here / "new" / "found").is_dir()
+        raise KeyboardInterrupt
+
+    (here / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run("iris", *QUICK, "--set", "optimizer.lr=0.1,0.01", "--out", "file/found")
+    monkeypatch.setattr("gpumlp.sweep.sweep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("iris", *QUICK, "--set", "optimizer.lr=0.1,0.01", "--out", "new/found")
+    assert [path.name for path in here.iterdir()] == ["file"]
+    assert "nothing of an interrupted sweep is kept" in capsys.readouterr().err
+
+
+def test_a_sweep_is_no_run_to_predict_with_or_to_go_on_with(here):
+    assert run("iris", *QUICK, "--set", "optimizer.lr=0.1,0.01", "--out", "found") == 0
+    folder = RunFolder("found")
+    with pytest.raises(ValueError, match=r"found is the folder of a sweep; .*found/best\.safetensors"):
+        open_run("found")
+    with pytest.raises(ValueError, match="the sweep in found is finished"):
+        folder.check_unfinished()
+    with pytest.raises(ValueError, match="output folder found exists already"):
+        folder.check_new()
+    assert open_run("found/best.safetensors")[0].network.in_features == 4

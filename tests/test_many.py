@@ -3,6 +3,7 @@
 import os
 import signal
 import tracemalloc
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -146,10 +147,12 @@ def test_one_bar_counts_the_epochs_of_all(capsys):
     ("call", "message"),
     [
         (lambda: gm.make_trainers([], make, loss="mse"), "there is no network to train"),
-        (lambda: gm.make_trainers([1], loss="mse"), "give make_network="),
+        (lambda: gm.make_trainers([1], loss="mse"), "make_network is not given"),
         (lambda: gm.make_trainers([-1], make, loss="mse"), "seed is -1"),
         (lambda: gm.make_trainers([make()] * 2, loss="mse"), "the same network twice"),
+        (lambda: gm.make_trainers([1], make(), loss="mse"), "make_network is a Sequential"),
         (lambda: gm.fit_many([], X, Y), "at least one trainer"),
+        (lambda: gm.fit_many(cast(Any, gm.Trainer(make(), loss="mse")), X, Y), "trainers is one Trainer"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, rows=[]), "rows has 0 entries"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y[:5]), "X has 60 rows and y has 5"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, workers=0), "workers is 0"),

@@ -282,6 +282,29 @@ def test_a_seed_draws_weights_that_are_as_they_were_drawn_and_keeps_all_others(g
         np.testing.assert_array_equal(fresh.state_dict()[name], value)
 
 
+def test_a_loss_of_probabilities_wants_a_network_that_gives_them_and_one_of_logits_warns_of_it():
+    network = gm.mlp((4, 8, 1), device="cpu")
+    with pytest.raises(
+        ValueError, match=r"takes probabilities, and the network ends in Linear\(8, 1\); end it in"
+    ):
+        gm.Trainer(network, loss=gm.BinaryCrossEntropy(from_logits=False))
+    for loss, ending, outputs in (("binary_cross_entropy", "sigmoid", 1), ("cross_entropy", "softmax", 3)):
+        with pytest.warns(UserWarning, match=f"takes logits, .* ends in {ending.title()}.*: done twice"):
+            gm.Trainer(gm.mlp((4, 8, outputs), output_activation=ending, device="cpu"), loss=loss)
+    gm.Trainer(gm.mlp((4, 8, 1), output_activation="sigmoid", device="cpu"), loss="mse")
+
+
+def test_batch_normalisation_is_not_trained_row_by_row():
+    layers = gm.Linear(4, 8), gm.BatchNorm1d(8), gm.Linear(8, 3)
+    trainer = gm.Trainer(gm.Sequential(*layers, device="cpu"), loss="cross_entropy")
+    with pytest.raises(
+        ValueError, match=r"batch_size is 1; BatchNorm1d learns from batches of at least 2 rows"
+    ):
+        trainer.fit(X, LABELS, epochs=1, batch_size=1, progress=False)
+    layers[1].freeze()
+    trainer.fit(X, LABELS, epochs=1, batch_size=1, progress=False)
+
+
 # ---- predictions and scores ----
 
 

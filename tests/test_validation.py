@@ -89,6 +89,7 @@ def test_folds_begin_with_the_weights_that_make_network_gave_them():
             loss="cross_entropy",
             optimizer=gm.SGD(0.0),
             epochs=1,
+            batch_size=None,
             progress=False,
         ).scores[0]["loss"]
         for value in (0.0, 5.0)

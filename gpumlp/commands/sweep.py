@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,16 +70,34 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out) if args.out is not None else new_folder(f"{config.get('name', 'run')}-sweep")
     if folder.exists():
         raise ValueError(f"output folder {folder} exists already; give another one with --out, or remove it")
-    found = sweep(config, grid, workers=args.workers, progress=not args.quiet)
-    if all(member.failure for member in found.members):
-        note(f"error: every training failed: {found[0].failure}; sweep lower learning rates")
-        return 1
-    best = _write(folder, config, found, args.by)
+    with _made(folder):
+        try:
+            found = sweep(config, grid, workers=args.workers, progress=not args.quiet)
+        except KeyboardInterrupt:
+            note("nothing of an interrupted sweep is kept")
+            raise
+        if all(member.failure for member in found.members):
+            note(f"error: every training failed: {found[0].failure}; sweep lower learning rates")
+            return 1
+        best = _write(folder, config, found, args.by)
     if args.quiet:
         print(folder)
     else:
         print(f"{found.table()}\n\nbest          {best.label}\nsweep folder  {folder}")
     return 0
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder before the work whose results it is for, and remove it where nothing was written to it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for path in missing:
+                path.rmdir()
 
 
 def split_settings(given: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
@@ -140,7 +160,6 @@ def _write(folder: Path, config: Config, found: Sweep, by: str | None) -> SweepM
     from ..config import config_toml
     from ..files import write_json, write_whole
 
-    folder.mkdir(parents=True)
     write_whole(folder / "config.toml", config_toml(config))
     for column in ("loss", "val_loss"):
         if any(column in member.history for member in found.members):

@@ -203,16 +203,19 @@ def split_rows(
             has fewer rows than there are classes, the split is at random.
 
     Raises:
-        ValueError: a size that leaves no training rows, or is negative.
+        ValueError: a size that leaves no training rows, or is negative; a seed that is none.
     """
     n = dataset.n_samples
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 to 2**32 - 1")
     if test_size is None and dataset.n_train is not None:
         rows = np.arange(n, dtype=np.int64)
         return rows[: dataset.n_train], rows[dataset.n_train :]
     test_size = DEFAULT_TEST_SIZE if test_size is None else test_size
     if isinstance(test_size, bool) or not isinstance(test_size, int | float | np.number):
         raise TypeError(f"test_size is {test_size!r}; expected a fraction of the rows, or their number")
-    if not (0 <= test_size < 1 or (0 < test_size < n and float(test_size).is_integer())):
+    whole = not isinstance(test_size, float | np.floating)
+    if not (0 <= test_size < 1 or (whole and test_size < n)):
         raise ValueError(
             f"test_size is {test_size}; expected a fraction from 0 to below 1, or a number of rows below {n}"
         )
@@ -271,6 +274,11 @@ def prepare(
     Raises:
         ValueError: whatever `split_rows` and `Preprocessor` refuse; a target that is none.
     """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}; expected a gm.data.Dataset, such as gm.data.load('iris') gives "
+            "(arrays go to Trainer.fit as they are)"
+        )
     task = dataset.task
     if standardize_target and task == "classification":
         raise ValueError(f"{dataset.name} is a set of classification; standardize_target is for regression")

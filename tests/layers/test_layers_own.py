@@ -182,6 +182,20 @@ def test_a_forward_of_another_width_than_build_says_is_refused():
         gm.Sequential(Wrong(), in_features=3).forward(X)
 
 
+@pytest.mark.parametrize("broken", ["forward", "backward"])
+def test_a_layer_that_gives_nothing_is_named(broken):
+    class Wrong(gm.Layer):
+        def forward(self, x):
+            return None if broken == "forward" else x
+
+        def backward(self, dy):
+            return None
+
+    network = gm.Sequential(Wrong(), in_features=3)
+    with pytest.raises(ValueError, match=rf"{broken} of Wrong\(\) gave None; expected .*\(9, 3\)"):
+        network.backward(network.forward(X))
+
+
 def test_a_backward_of_another_shape_than_the_input_is_refused():
     class Wrong(gm.Layer):
         def forward(self, x):
