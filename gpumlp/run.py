@@ -130,16 +130,23 @@ class RunFolder:
         """Return the complete config of the run."""
         return complete_config(read_config(self.config))
 
-    def save_checkpoint(self, trainer: Trainer, fingerprint: str) -> None:
-        """Write the state of a training, from which it can go on bit for bit."""
-        arrays, values = trainer.state_dict()
-        save_state(self.checkpoint, arrays, {"kind": "checkpoint", "state": values, "data": fingerprint})
+    def save_checkpoint(self, trainer: Trainer, config: Config, fingerprint: str) -> None:
+        """Write the state of a training, from which it can go on bit for bit.
 
-    def load_checkpoint(self, trainer: Trainer, fingerprint: str) -> bool:
+        Args:
+            trainer: of the training.
+            config: of the run, complete.
+            fingerprint: of its data, see `Experiment.fingerprint`.
+        """
+        arrays, values = trainer.state_dict()
+        marks = {"data": fingerprint, "config": config_toml(config)}
+        save_state(self.checkpoint, arrays, {"kind": "checkpoint", "state": values, **marks})
+
+    def load_checkpoint(self, trainer: Trainer, config: Config, fingerprint: str) -> bool:
         """Let the next `fit` go on from the checkpoint; return False where there is none.
 
         Raises:
-            ValueError: a damaged checkpoint, or other data than those it was made with.
+            ValueError: a damaged checkpoint, or another config or other data than those it was made with.
         """
         if not self.checkpoint.exists():
             return False
@@ -149,6 +156,11 @@ class RunFolder:
         if metadata["data"] != fingerprint:
             raise ValueError(
                 f"the data are not those that the run in {self} began with; restore them, "
+                f"or train anew with: gpumlp train {self.config}"
+            )
+        if metadata["config"] != config_toml(config):
+            raise ValueError(
+                f"{self.config} is not the config that the run began with; put it back, "
                 f"or train anew with: gpumlp train {self.config}"
             )
         trainer.load_state_dict(arrays, metadata["state"])

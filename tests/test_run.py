@@ -174,7 +174,7 @@ def interrupted(
         folder.create(experiment.config)
 
     def save() -> None:
-        folder.save_checkpoint(experiment.trainer, experiment.fingerprint())
+        folder.save_checkpoint(experiment.trainer, experiment.config, experiment.fingerprint())
 
     experiment = set_up(config, [Opening(begin, save)])
     experiment.trainer.callbacks.append(Interruption(epoch, step))
@@ -246,6 +246,21 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(tmp_path):
     part.create(set_up(config).config)
     assert train(part.read_config(), part, resume=True, quiet=True) == 0
     assert part.model.read_bytes() == whole.model.read_bytes()
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("old", "new"), [("lr = 0.", "lr = 1."), ("epochs = ", "epochs = 1")])
+def test_a_run_is_not_resumed_with_another_config(tmp_path, old, new):
+    part = interrupted(tmp_path / "part", config_of(), epoch=2)
+    text = part.config.read_text()
+    assert text.count(old) == 1
+    part.config.write_text(text.replace(old, new))
+    with pytest.raises(
+        ValueError, match=r"config\.toml is not the config that the run began with; put it back"
+    ):
+        train(part.read_config(), part, resume=True, quiet=True)
+    part.config.write_text(text)
+    assert train(part.read_config(), part, resume=True, quiet=True) == 0
 
 
 @pytest.mark.usefixtures("no_report")

@@ -169,13 +169,13 @@ def train(config: Config, folder: RunFolder, resume: bool = False, quiet: bool =
 
     def save() -> None:
         assert experiment is not None
-        folder.save_checkpoint(experiment.trainer, fingerprint)
+        folder.save_checkpoint(experiment.trainer, experiment.config, fingerprint)
 
     try:
         experiment = set_up(config, [Opening(begin, save)])
         experiment.trainer.callbacks.append(Checkpoints(save))
         fingerprint = experiment.fingerprint()
-        went_on = resume and folder.load_checkpoint(experiment.trainer, fingerprint)
+        went_on = resume and folder.load_checkpoint(experiment.trainer, experiment.config, fingerprint)
         try:
             experiment.fit(progress=not quiet)
         except (ValueError, TypeError, OSError):
