@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backend import get_backend
 from .checkpoint import load_model as load_file
 from .checkpoint import save_model as save_file
 from .checks import check_finite, check_labels
@@ -185,7 +186,7 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
     """Return the model of a file that `Model.save` or `Trainer.save` wrote.
 
     Raises:
-        ValueError: a missing, truncated or foreign file.
+        ValueError: a missing, truncated or foreign file; a device that is not there.
     """
     from .data import Preprocessor, TargetScaler
     from .network import Sequential
@@ -193,8 +194,9 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
     tensors, metadata = load_file(path)
     if metadata.get("kind") != "model":
         raise ValueError(f"{path} is a gpumlp file, but not a model; expected a model.safetensors")
+    backend = get_backend(device)  # what is wrong with it is no fault of the file
     try:
-        network = Sequential.from_dict(metadata["network"], device=device)
+        network = Sequential.from_dict(metadata["network"], device=backend)
         network.load_state_dict(tensors)
         prep, scaler = metadata["preprocessor"], metadata["target_scaler"]
         return Model(

@@ -131,7 +131,8 @@ def _read(given: str | None) -> Config:
             raise ValueError(
                 f"{given} is no config and no data file; expected one that ends in .toml, {', '.join(EXTENSIONS)}"
             )
-        known = [name for name in shipped_configs() if name != "table"] + dataset_names()
+        known = [*dict.fromkeys([*shipped_configs(), *dataset_names()])]
+        known.remove("table")  # wants a file beside it
         raise ValueError(
             f"unknown config {given!r}{nearest(given, known)} (or the path of a .toml or data file)"
         )

@@ -247,7 +247,7 @@ def _from_npz(
     if len(wanted) != 1 or wanted[0] not in others:
         raise ValueError(
             f"{npz.path} has no target array "
-            f"{listing([str(w) for w in wanted])}{name_hint(wanted[0], others)}"
+            f"{listing([str(w) for w in wanted])}{name_hint(wanted[0], others) if others else '; it holds no other'}"
         )
     if drop:
         raise ValueError(
