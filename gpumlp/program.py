@@ -100,11 +100,6 @@ class Program:
     dtype: str = "float32"
     marks: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def has_python(self) -> bool:
-        """Whether a user's own Python layer takes part: only the eager executor can run that."""
-        return any(c.kernel == PYTHON for c in self.calls)
-
     def __str__(self) -> str:
         return "\n".join(f"{i:4d}  {call}" for i, call in enumerate(self.calls))
 

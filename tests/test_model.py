@@ -260,5 +260,5 @@ def test_a_device_that_is_not_there_is_not_blamed_on_the_file(tmp_path):
     trainer = gm.Trainer(gm.mlp((2, 3), device="cpu"), loss="cross_entropy")
     trainer.fit(np.eye(2).repeat(4, 0), np.arange(8) % 3, epochs=1, batch_size=None, progress=False)
     trainer.save(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="^unknown device 'tpu'"):
+    with pytest.raises(ValueError, match=r"^unknown device 'tpu'"):
         gm.load_model(tmp_path / "model.safetensors", device="tpu")

@@ -117,7 +117,6 @@ def test_a_program_prints_its_calls():
     program = b.finish()
     assert str(program) == "   0  leaky_relu(activations[x][2, 3], activations[y][2, 3], negative_slope=0.1)"
     assert program.marks == {"end": 1}
-    assert not program.has_python
 
 
 def test_what_a_call_reads_and_writes_is_that_of_the_catalogue():

@@ -66,7 +66,8 @@ class Executor(Protocol):
 
         Args:
             programs: every one that will run.
-            on_compile: called before each kernel that has to be compiled, which takes a part of a second.
+            on_compile: called before each kernel that has to be compiled, which takes a part of a second; not on a
+                GPU, where CuPy compiles and keeps what it made.
         """
 
     def execute(self, program: Program) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import TEMPORARY_SUFFIX, aside, write_json
+from ..files import aside, write_json
 from .context import Drawn, Outcome, Table
 
 
@@ -139,14 +139,6 @@ class Store:
         # opened here: NumPy leaves a file that is damaged open
         with open(self.parts / f"{id}.npz", "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-
-    def clean(self, ids: Sequence[str]) -> None:
-        """Remove what killed processes left behind, and records of parts that the recipe has no more."""
-        for leftover in self.parts.glob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-        for path in self.parts.glob("*.*"):
-            if path.suffix in (".json", ".npz") and path.stem not in ids:
-                path.unlink(missing_ok=True)
 
 
 def pictures_of(id: str, figures: Sequence[Drawn]) -> list[Picture]:
