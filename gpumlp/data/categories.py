@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_CATEGORIES = 1000
+
+MANY_NUMBERS = 10
+"""Different numbers to each text of a column from which on the texts look like mistakes."""
 
 
 def fit_categories(column: pa.ChunkedArray, name: str) -> tuple[list[str], str]:
@@ -30,6 +34,7 @@ def fit_categories(column: pa.ChunkedArray, name: str) -> tuple[list[str], str]:
     )
     if not counts:
         raise ValueError(f"column {name!r} holds no value in the training rows; leave it out (drop)")
+    _tell_strays(name, [value for value, _ in counts])
     if len(counts) > MOST_CATEGORIES:
         raise ValueError(
             f"column {name!r} holds {len(counts)} different texts; at most {MOST_CATEGORIES} can be one-hot "
@@ -37,6 +42,27 @@ def fit_categories(column: pa.ChunkedArray, name: str) -> tuple[list[str], str]:
             "leave it out (drop) or turn it into numbers"
         )
     return [value for value, _ in counts], max(counts, key=lambda entry: entry[1])[0]
+
+
+def _tell_strays(name: str, values: Sequence[str]) -> None:
+    """Warn where a few texts among many numbers make categories of a column that was to be numeric."""
+    strays = [repr(value) for value in values if not _is_number(value)]
+    numbers = len(values) - len(strays)
+    if strays and numbers >= MANY_NUMBERS * len(strays):
+        warnings.warn(
+            f"column {name!r} holds {listing(strays)} among {numbers} different numbers, and so all of it is text, "
+            "one-hot encoded; mend those rows (an empty field is a missing value) to make it numeric",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def category_codes(

@@ -364,3 +364,13 @@ def test_a_preprocessor_with_a_part_missing_is_one_line(table, key):
     del values[key]
     with pytest.raises(ValueError, match="gpumlp"):
         Preprocessor.from_dict(values)
+
+
+def test_a_stray_text_among_numbers_is_told_since_it_makes_the_column_categorical():
+    numbers = [str(i) for i in range(20)]
+    with pytest.warns(
+        UserWarning, match=r"column 'age' holds '\?' among 20 different numbers, and so all of it"
+    ):
+        Preprocessor().fit(pa.table({"age": [*numbers, "?"] * 3}))
+    for meant in (["1", "2", "none"] * 21, ["a", "b", "c"] * 21, numbers * 3):
+        Preprocessor().fit(pa.table({"age": meant}))
