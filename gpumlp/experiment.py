@@ -88,6 +88,14 @@ class Experiment:
             trainer.network, trainer.loss, p.classes, p.preprocessor, p.target_scaler, p.target_names
         )
 
+    def scores(self) -> dict[str, Scored]:
+        """Score the present network on the "train" rows, and on the "test" rows where there are any."""
+        p, n, model = self.prepared, self.prepared.n_train, self.model()
+        found = {"train": score(model, p.X_train, self.y[:n])}
+        if len(p.test_rows):
+            found["test"] = score(model, p.X_test, self.y[n:])
+        return found
+
     def fingerprint(self) -> str:
         """Return a checksum of the prepared data: a training can go on with the same data only."""
         p = self.prepared

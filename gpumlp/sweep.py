@@ -11,7 +11,7 @@ from typing import Any
 from .callbacks import Callback
 from .config import complete_config, put_setting, without_none
 from .config_values import at
-from .experiment import Experiment, score, set_up
+from .experiment import Experiment, set_up
 from .failure import NonFiniteLossError
 from .history import History
 from .many import fit_many
@@ -82,15 +82,12 @@ def sweep(
 
 
 def _member(point: Point, experiment: Experiment) -> SweepMember:
-    history, model, n = experiment.trainer.history, experiment.model(), experiment.prepared.n_train
-    p, y = experiment.prepared, experiment.y
+    history, model = experiment.trainer.history, experiment.model()
     member = SweepMember(
         dict(point), label_of(point), history, {}, model, _failure(history), experiment.config
     )
     if not member.failure:
-        member.scores["train"] = score(model, p.X_train, y[:n]).scores
-        if len(p.test_rows):
-            member.scores["test"] = score(model, p.X_test, y[n:]).scores
+        member.scores |= {part: scored.scores for part, scored in experiment.scores().items()}
     return member
 
 

@@ -242,16 +242,12 @@ def _optimizer_line(experiment: Experiment) -> str:
 
 def _write(experiment: Experiment, folder: RunFolder) -> dict[str, Scored]:
     """Score both parts, write all files, and return the scores by part."""
-    from ..experiment import score
     from ..report import render_report
 
-    p, n, model = experiment.prepared, experiment.prepared.n_train, experiment.model()
-    parts = {"train": score(model, p.X_train, experiment.y[:n])}
-    if len(p.test_rows):
-        parts["test"] = score(model, p.X_test, experiment.y[n:])
+    parts = experiment.scores()
     scores = {part: parts[part].scores if part in parts else {} for part in ("train", "test")}
     page = render_report(_report(experiment, parts))
-    folder.finish(model, experiment.trainer.history, scores, page)
+    folder.finish(experiment.model(), experiment.trainer.history, scores, page)
     return parts
 
 

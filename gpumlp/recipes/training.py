@@ -10,7 +10,7 @@ import numpy as np
 
 from ..callbacks import Callback
 from ..config import Config
-from ..experiment import Experiment, score, set_up
+from ..experiment import Experiment, set_up
 from ..many import fit_many
 from .context import Trained
 
@@ -145,8 +145,4 @@ def _fit_side_by_side(
 
 
 def _trained(label: str, experiment: Experiment) -> Trained:
-    p, n, model = experiment.prepared, experiment.prepared.n_train, experiment.model()
-    scores = {"train": score(model, p.X_train, experiment.y[:n])}
-    if len(p.test_rows):
-        scores["test"] = score(model, p.X_test, experiment.y[n:])
-    return Trained(label, experiment, experiment.trainer.history, scores)
+    return Trained(label, experiment, experiment.trainer.history, experiment.scores())

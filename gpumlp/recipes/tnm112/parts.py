@@ -268,14 +268,7 @@ def _live(context: Context, keras: Any, experiment: Experiment) -> tuple[Trained
 
 def _measured(label: str, experiment: Experiment) -> Trained:
     """A network that was not trained here, with its scores."""
-    from gpumlp.experiment import score
-
-    p, n, model = experiment.prepared, experiment.prepared.n_train, experiment.model()
-    scores = {
-        "train": score(model, p.X_train, experiment.y[:n]),
-        "test": score(model, p.X_test, experiment.y[n:]),
-    }
-    return Trained(label, experiment, experiment.trainer.history, scores)
+    return Trained(label, experiment, experiment.trainer.history, experiment.scores())
 
 
 def _untrained(context: Context, run: Trained) -> Outcome:
