@@ -122,14 +122,8 @@ def sweep_trainers(
     chosen = grid_points(points)
     takes = inspect.signature(make_trainer).parameters
     any_key = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    of_fit = set(inspect.signature(Trainer.fit).parameters) - {
-        "self",
-        "X",
-        "y",
-        "progress",
-        "rows",
-        "held_rows",
-    }
+    others = {"self", "X", "y", "progress", "rows", "held_rows"}
+    of_fit = set(inspect.signature(Trainer.fit).parameters) - others
     trainers, settings = [], []
     for point in chosen:
         own = {key: value for key, value in point.items() if key in takes or (any_key and key not in of_fit)}

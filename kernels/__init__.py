@@ -221,6 +221,7 @@ for _name, _contract, _doc in (
     ),
 ):
     _kernel(_name, _contract, _doc, "transpose_a transpose_b", table=FOR_GPUS)
+
 NARROW = 16
 """Inner side up to which a product is no more work than reading what stands around it."""
 

@@ -25,9 +25,8 @@ def net(dtype: str = "float64") -> gm.Sequential:
     )  # fmt: skip
     network = gm.Sequential(*layers, dtype=dtype, seed=1, device="cpu")
     trainer = gm.Trainer(network, loss="cross_entropy")
-    trainer.fit(
-        X[:200], LABELS[:200], epochs=2, progress=False
-    )  # so that the running statistics are not 0 and 1
+    # so that the running statistics are not 0 and 1
+    trainer.fit(X[:200], LABELS[:200], epochs=2, progress=False)
     return network
 
 

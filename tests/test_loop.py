@@ -148,9 +148,8 @@ def test_reduce_on_plateau_observes_only_epochs_that_were_validated():
     history = trainer.fit(
         X, LABELS, epochs=9, validation_split=0.3, validate_every=3, batch_size=8, progress=False
     )
-    assert (
-        history["lr"] == [0.1] * 6 + [0.05] * 3
-    )  # the value of epoch 3 is the first, that of epoch 6 is bad
+    # the value of epoch 3 is the first, that of epoch 6 is bad
+    assert history["lr"] == [0.1] * 6 + [0.05] * 3
 
 
 @pytest.mark.parametrize("monitor", ["val_loss", "val_f1"])

@@ -106,9 +106,8 @@ def test_ctrl_c_keeps_what_was_trained():
     trainers = gm.make_trainers([0, 1], make, loss="mse", optimizer="sgd")
     trainers[1].callbacks = [PressCtrlC()]
     before = [t.network.state_dict() for t in trainers]
-    handler = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # where tests run in workers it is ignored
+    # where tests run in workers it is ignored
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             gm.fit_many(trainers, X, Y, epochs=10**6, batch_size=16, progress=False)

@@ -66,7 +66,6 @@ class _Torch(Peer):
         raise NotImplementedError
 
     def _batches(self) -> Iterator[Tensor | None]:
-
         p = self.problem
         if p.is_full_batch:
             return iter([None])

@@ -76,9 +76,8 @@ def test_two_clusters_overlap_so_that_about_95_percent_can_be_right():
     from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
     data = two_cluster_classification(20_000, 20_000)
-    best = QuadraticDiscriminantAnalysis().fit(
-        data.features[:20_000], data.y[:20_000]
-    )  # exact for two Gaussians
+    # exact for two Gaussians
+    best = QuadraticDiscriminantAnalysis().fit(data.features[:20_000], data.y[:20_000])
     assert best.score(data.features[20_000:], data.y[20_000:]) == pytest.approx(0.954, abs=0.01)
 
 

@@ -42,9 +42,8 @@ def test_a_relu_network_keeps_no_bias_activation_or_column_sum_of_its_own():
     assert found.count("product_bias_relu") == 2
     assert found.count("product_bias") == 1
     assert found.count("product_relu_grad") == 2
-    assert (
-        found.count("product_bias_grad") == 1
-    )  # of the last layer; those below come with the gradient of relu
+    # of the last layer; those below come with the gradient of relu
+    assert found.count("product_bias_grad") == 1
     assert found.count("matmul") == 2  # the weight gradients below
 
 

@@ -22,9 +22,8 @@ SIZES = {
     "wide": Examples(3, 1100, 1500),
     "long": Examples(700, 5, 4099),
 }
-NAMES = sorted(
-    set(IN_BFLOAT16) & set(CATALOGUE) - {"matmul"}
-)  # whose result in bfloat16 only a library writes
+# only a library writes the result of matmul in bfloat16
+NAMES = sorted(set(IN_BFLOAT16) & set(CATALOGUE) - {"matmul"})
 CASES = [
     (name, frozenset(which))
     for name in NAMES

@@ -169,9 +169,8 @@ def test_a_lost_loss_is_explained_as_on_the_cpu(sorted_on_host_from, kind, gpu, 
 def test_a_part_of_a_larger_array_of_the_gpu_lies_aligned_for_the_kernels(first, gpu):
     device = gpu().device
     large = device.allocate(4 * (X.size + 1)).view(np.float32)
-    part = large[first : first + X.size].reshape(
-        X.shape
-    )  # at an address that 16 does not divide, where first is 1
+    # at an address that 16 does not divide, where first is 1
+    part = large[first : first + X.size].reshape(X.shape)
     device.copy_in(part, X)
     found = feed.Shared().upload(gm.get_backend("fake:0"), part)
     assert found.data.ptr % 16 == 0

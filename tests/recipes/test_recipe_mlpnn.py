@@ -47,9 +47,8 @@ def test_the_faults_are_shown_and_are_not_ours(results):
     assert found["kl.sum"].verdict == FAULT
     assert found["kl.sum"].reproduced > 0
     assert found["kl.undefined"].verdict == FAULT
-    assert (
-        found["kl.undefined_as_written"].reproduced == 9 * 640
-    )  # every term of a class that is not the image's
+    # every term of a class that is not the image's
+    assert found["kl.undefined_as_written"].reproduced == 9 * 640
     assert found["softmax.lost_as_written"].verdict == HOLDS
     assert found["softmax.lost"].reproduced == 0
 

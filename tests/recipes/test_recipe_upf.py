@@ -17,9 +17,8 @@ def test_the_files_are_those_of_the_generator(tmp_path):
     folder = load_recipe("upf").folder
     for name in ("train.csv", "test.csv"):
         ours, shipped = (np.loadtxt(at / name, delimiter=",", skiprows=1) for at in (tmp_path, folder))
-        np.testing.assert_allclose(
-            ours, shipped, atol=2e-4
-        )  # the last digit may round the other way elsewhere
+        # the last digit may round the other way elsewhere
+        np.testing.assert_allclose(ours, shipped, atol=2e-4)
 
 
 def test_a_quick_run_goes_through_and_holds(results):
