@@ -222,6 +222,9 @@ for _name, _contract, _doc in (
 ):
     _kernel(_name, _contract, _doc, "transpose_a transpose_b", table=FOR_GPUS)
 
+PRODUCTS = frozenset(["matmul", *FOR_GPUS])
+"""Names of all calls that are a product of matrices alone or with an epilogue, which a library may do."""
+
 NARROW = 16
 """Inner side up to which a product is no more work than reading what stands around it."""
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpumlp.executors.products import PRODUCTS
-from gpumlp.kernels import BFLOAT16, kernel_spec
+from gpumlp.kernels import BFLOAT16, PRODUCTS, kernel_spec
 from gpumlp.kernels.cuda.device import Product, ProductKind
 from gpumlp.kernels.cuda.trial import operand_types
 from gpumlp.kernels.reference import kernel

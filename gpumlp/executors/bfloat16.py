@@ -12,10 +12,10 @@ import numpy as np
 
 from ..arena import Arena, Segment
 from ..backend import Backend
-from ..kernels import BFLOAT16, IN_BFLOAT16, kernel_spec
+from ..kernels import BFLOAT16, IN_BFLOAT16, PRODUCTS, kernel_spec
 from ..program import ACTIVATIONS, Call, Operand, Program
 from .lowering import Rewrite
-from .products import PRODUCTS, Supports
+from .products import Supports
 
 DATA_COPY = "X.bf16"
 """The array that holds the data in bfloat16."""

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels import kernel_spec
+from ..kernels import PRODUCTS, kernel_spec
 from ..kernels.cuda import PARTS
 from ..kernels.cuda.device import Launch, Node
 from ..kernels.layout import SCRATCH
 from ..program import Memory, Program
 from .linking import Place, locate
-from .products import PRODUCTS
 from .unfolding import Step
 
 if TYPE_CHECKING:

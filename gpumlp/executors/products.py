@@ -17,14 +17,6 @@ from ..kernels import NARROW, mask_bytes
 from ..program import ACTIVATIONS, Call, Operand, Program
 from .lowering import Rewrite, substitute
 
-PRODUCTS = frozenset(
-    [
-        *("matmul", "product_bias", "product_bias_relu", "product_bias_gelu_tanh"),
-        *("product_bias_grad", "product_relu_grad", "product_gelu_tanh_grad"),
-    ]
-)
-"""Names of all calls that are a product of matrices."""
-
 FUSED_ACTIVATIONS = ("relu", "gelu_tanh")
 GRADIENTS = frozenset(f"{name}_grad" for name in ELEMENTWISE)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arena import Arena, aligned
 from ..backend import Backend, address
-from ..kernels import kernel_spec
+from ..kernels import PRODUCTS, kernel_spec
 from ..kernels.cuda import MAX_CHAIN, OPERATIONS, THREADS, blocks, lanes, shares
 from ..kernels.layout import (
     FIRST_TURNED,
@@ -22,7 +22,6 @@ from ..kernels.layout import (
 )
 from ..program import Call, Memory, Operand, Program
 from .linking import Place, kernel_scalars, locate
-from .products import PRODUCTS
 
 BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""

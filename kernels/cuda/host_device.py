@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import FOR_GPUS
+from .. import PRODUCTS
 from ..reference import kernel_in_bfloat16
 from . import CHAIN_THREADS, host
 from .device import Launch, Node, Product, ProductKind
 
 ALIGNMENT = 256
-
-PRODUCTS = frozenset(name for name in FOR_GPUS if name.startswith("product")) | {"matmul"}
 
 
 class DeviceArray(np.ndarray):

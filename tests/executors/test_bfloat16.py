@@ -9,8 +9,8 @@ import gpumlp as gm
 from gpumlp.executors.bfloat16 import BFLOAT16, PARAMETERS_COPY, keep_in_bfloat16, use_bfloat16
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
-from gpumlp.executors.products import PRODUCTS, fuse_epilogues, fuse_narrow_gradients
-from gpumlp.kernels import kernel_spec
+from gpumlp.executors.products import fuse_epilogues, fuse_narrow_gradients
+from gpumlp.kernels import PRODUCTS, kernel_spec
 from gpumlp.program import ACTIVATIONS
 from tests.executors.programs import ALL, having, memory_of, network, run, step_program
 

@@ -20,8 +20,9 @@ from gpumlp import executors, feed
 from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors import branches, graph
 from gpumlp.failure import NonFiniteLossError
+from gpumlp.kernels import PRODUCTS
 from gpumlp.kernels.cuda import OPERATIONS, cupy_device
-from gpumlp.kernels.cuda.cublaslt import EPILOGUES
+from gpumlp.kernels.cuda.cublaslt import EPILOGUES, OTHERS
 from gpumlp.kernels.cuda.device import Node, ProductKind
 from tests.kernels.stand_in_cublaslt import (
     ATTRIBUTE_TYPES,
@@ -478,6 +479,10 @@ def test_trainings_in_several_threads_do_not_meet(kind, gpu):
 
 
 # --- the real ones, where they are --------------------------------------------------------------------------------
+
+
+def test_the_library_is_asked_for_every_product_that_there_is():
+    assert set(EPILOGUES) == set(OTHERS) == PRODUCTS
 
 
 def test_the_stand_in_takes_what_nvmath_takes():
