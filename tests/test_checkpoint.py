@@ -121,6 +121,13 @@ def test_other_safetensors_readers_read_the_tensors(model):
     assert header_of(model.read_bytes())["__metadata__"]["format"] == "gpumlp"
 
 
+@pytest.mark.parametrize("n", range(8))
+def test_tensors_start_at_a_multiple_of_8_bytes_whatever_the_metadata(tmp_path, n):
+    save_model(tmp_path / "m", TENSORS, {"k": "x" * n})
+    (length,) = struct.unpack_from("<Q", (tmp_path / "m").read_bytes())
+    assert length % 8 == 0
+
+
 @pytest.mark.parametrize(
     ("tensors", "metadata", "error", "message"),
     [

@@ -14,7 +14,7 @@ import pytest
 import gpumlp as gm
 from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.kernels import POSITION, STEP
-from gpumlp.loop import Every
+from gpumlp.loop import Every, _compiling_notice
 from gpumlp.schedules import ConstantRate
 from gpumlp.step import RING
 
@@ -523,3 +523,15 @@ def test_a_loss_that_is_lost_after_epochs_one_by_one_keeps_them(every_epoch):
     assert len(look.seen) == len(history) == caught.value.epoch - 1 > 1
     assert np.isfinite(history["loss"]).all()
     assert history.steps == 4 * len(history) + caught.value.batch - 1
+
+
+# ---- what is said ----
+
+
+def test_that_kernels_are_compiled_is_said_once(capsys):
+    say = _compiling_notice()
+    say()
+    say()
+    assert capsys.readouterr().err.splitlines() == [
+        "compiling kernels for this processor; later runs load them"
+    ]

@@ -1,5 +1,7 @@
 """Losses: class weights, the targets they take, and the settings they refuse."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -191,3 +193,8 @@ def test_a_loss_with_class_weights_is_made_again_from_its_description():
         again = get_loss(loss.to_dict())
         assert again.to_dict() == loss.to_dict()
         assert again.to_dict()["class_weight"] == weight
+
+
+def test_class_weights_of_numpy_are_plain_values_in_the_description():
+    given: dict[int, Any] = {0: np.float32(0.5), 1: np.float32(2)}
+    assert repr(gm.CrossEntropy(class_weight=given).to_dict()["class_weight"]) == "{'0': 0.5, '1': 2.0}"

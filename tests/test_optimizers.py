@@ -356,6 +356,23 @@ def test_a_flagged_step_updates_neither_parameters_nor_slots(name):
 # ---- settings ----
 
 
+# torch.optim's, but for the rate of SGD, which is 0.001 there
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "form": "pytorch"},
+    "adagrad": {"lr": 0.01, "lr_decay": 0.0, "initial_accumulator": 0.0, "eps": 1e-10},
+    "rmsprop": {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False},
+    "adam": {"lr": 0.001, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "adamw": {"lr": 0.001, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_not_given_is_as_in_pytorch(name):
+    expected = {"weight_decay": 0.0, "decay_bias": False, **DEFAULTS[name]}
+    rate = {"name": "constant", "lr": expected.pop("lr")}
+    assert get_optimizer(name).to_dict() == {"name": name, "lr": rate, **expected}
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_an_optimizer_comes_back_from_its_dict_with_every_setting(name):
     changed = with_settings(name, weight_decay=0.02, decay_bias=True, clip_norm=2.0, clip_value=0.5)

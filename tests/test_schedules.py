@@ -193,6 +193,11 @@ def test_one_cycle_of_one_step_and_with_the_peak_at_step_zero_is_defined():
     assert OneCycle(1.0, pct_start=0.1).rates([0], 1, 10) == 1.0
 
 
+def test_one_cycle_may_rise_to_its_end_and_divide_by_one():
+    schedule = OneCycle(1, pct_start=1.0, div_factor=1, final_div_factor=1)
+    np.testing.assert_array_equal(schedule.rates(np.arange(5), 5, 5), np.ones(5))
+
+
 def test_inverse_scaling_is_scikit_learns_with_the_samples_as_scale():
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
@@ -247,15 +252,16 @@ def test_plateau_follows_the_torch_that_is_installed():
             assert ours.current_lr == pytest.approx(lr, rel=1e-12), (arguments, i)
 
 
-def test_plateau_state_goes_on_where_it_was_saved():
+@pytest.mark.parametrize("k", range(len(LOSSES)))
+def test_plateau_state_goes_on_where_it_was_saved(k):
     whole, first = ReduceOnPlateau(0.1, patience=1, cooldown=1), ReduceOnPlateau(0.1, patience=1, cooldown=1)
     assert json.loads(json.dumps(first.state_dict())) == {"lr": 0.1, "best": None, "bad": 0, "cooldown": 0}
-    for value in LOSSES[:7]:
+    for value in LOSSES[:k]:
         whole.observe(value)
         first.observe(value)
     second = ReduceOnPlateau(0.1, patience=1, cooldown=1)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    for value in LOSSES[7:]:
+    for value in LOSSES[k:]:
         assert second.observe(value) == whole.observe(value)
     assert second.state_dict() == whole.state_dict() != first.state_dict()
 
@@ -270,6 +276,13 @@ def test_plateau_reset_forgets_and_a_copy_has_a_state_of_its_own():
     assert schedule == other  # equal by settings, whatever the state
     schedule.reset()
     assert schedule.state_dict() == other.state_dict()
+
+
+@pytest.mark.parametrize("mode", ["rel", "abs"])
+def test_plateau_without_a_threshold_takes_any_improvement(mode):
+    schedule = ReduceOnPlateau(0.1, patience=0, threshold=0, threshold_mode=mode)
+    below = np.nextafter(1.0, 0)
+    assert [schedule.observe(value) for value in (1.0, below, below)] == [False, False, True]
 
 
 def test_plateau_counts_nan_as_no_improvement():
@@ -352,12 +365,16 @@ def test_names_forgive_case_and_hyphens():
         (lambda: StepDecay(1, -1, every=1), ValueError, "factor is -1; expected a finite number > 0"),
         (lambda: ExponentialDecay(1, math.nan, 1), ValueError, "factor is nan; expected a finite"),
         (lambda: ExponentialDecay(1, 0.5, 1, staircase="yes"), TypeError, "staircase is 'yes'"),  # type: ignore[arg-type]
+        (lambda: CosineDecay(math.nan), ValueError, "^lr is nan; expected a finite number >= 0"),
+        (lambda: CosineDecay(math.inf), ValueError, "^lr is inf; expected a finite number >= 0"),
         (lambda: CosineDecay(0.1, final=0.5), ValueError, "final is 0.5, above lr, 0.1"),
         (lambda: CosineDecay(0.1, warmup=-1), ValueError, "warmup is -1; expected a number of epochs >= 0"),
         (lambda: CosineDecay(0.1, total=0), ValueError, "total is 0; expected a number of epochs > 0"),
         (lambda: CosineDecay(0.1, warmup=2).rates([0], 5, 10), ValueError, "10 steps .* whole schedule 10"),
         (lambda: OneCycle(1, pct_start=1.5), ValueError, "pct_start is 1.5; expected a number from 0 to 1"),
         (lambda: OneCycle(1, div_factor=0), ValueError, "div_factor is 0; expected a finite number >= 1"),
+        (lambda: OneCycle(1, final_div_factor=0.5), ValueError, "final_div_factor is 0.5; expected a finite"),
+        (lambda: OneCycle(1, total=0), ValueError, "total is 0; expected a number of epochs > 0"),
         (lambda: OneCycle(1, anneal="sin"), ValueError, "anneal is 'sin'; expected 'cos' or 'linear'"),  # type: ignore[arg-type]
         (lambda: InverseScaling(1, power=-1), ValueError, "power is -1; expected a finite number >= 0"),
         (
@@ -368,6 +385,7 @@ def test_names_forgive_case_and_hyphens():
         (lambda: ReduceOnPlateau(1, patience=-1), ValueError, "patience is -1; expected a whole number >= 0"),
         (lambda: ReduceOnPlateau(1, mode="less"), ValueError, "mode is 'less'; expected 'min' or 'max'"),  # type: ignore[arg-type]
         (lambda: ReduceOnPlateau(1, threshold=2), ValueError, "threshold is 2; expected a part of the best"),
+        (lambda: ReduceOnPlateau(1, eps=-1), ValueError, "eps is -1; expected a finite number >= 0"),
         (lambda: ReduceOnPlateau(1, monitor=3), TypeError, "monitor is 3; expected the name"),  # type: ignore[arg-type]
         (lambda: ConstantRate(1).rates([-1], 1, 1), ValueError, "steps must be whole numbers from 0 on"),
         (lambda: ConstantRate(1).rates([0.5], 1, 1), ValueError, "steps must be whole numbers from 0 on"),

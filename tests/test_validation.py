@@ -227,6 +227,15 @@ def test_each_fold_has_callbacks_of_its_own_and_can_measure_its_held_rows():
     assert "val_loss" not in validate(k=3).histories[0]
 
 
+def test_the_type_of_the_numbers_is_that_of_every_fold():
+    found = validate(lambda: gm.mlp((3, 6, 3), device="cpu"), k=2, dtype="float64")
+    assert [network.dtype for network in found.networks] == ["float64"] * 2
+
+
+def test_there_are_five_folds_unless_another_number_is_given():
+    assert len(validate().folds) == 5
+
+
 def test_a_schedule_with_state_starts_anew_in_each_fold():
     schedule = gm.ReduceOnPlateau(0.1, factor=0.5, patience=0, threshold=0.9, monitor="loss")
     found = validate(k=3, optimizer=gm.SGD(schedule), epochs=6)
@@ -282,6 +291,8 @@ SHARED = make()
         ({"make_network": lambda: SHARED}, ValueError, "make_network returned the same network twice"),
         ({"make_network": lambda: None}, TypeError, "network is a NoneType; expected a gm.Sequential"),
         ({"x": np.where(X > 2, np.nan, X)}, ValueError, "X has nan in row"),
+        ({"device": "cuda"}, ValueError, "unknown device 'cuda'"),
+        ({"precision": "half"}, ValueError, "precision is 'half'; expected one of"),
         ({"loss": "crossentropy"}, ValueError, "unknown loss 'crossentropy'; did you mean 'cross_entropy'"),
     ],
 )

@@ -88,6 +88,8 @@ def test_a_stratified_split_keeps_the_shares_of_the_classes():
     for seed in range(5):
         _, test = split_rows(data, 0.3, seed)
         np.testing.assert_array_equal(np.bincount(data.y[test]), [27, 3])
+        prepared = prepare(data, test_size=0.3, seed=seed)
+        np.testing.assert_array_equal(np.bincount(prepared.y_test), [27, 3])
     at_random = [np.bincount(data.y[split_rows(data, 0.3, seed, stratify=False)[1]])[1] for seed in range(20)]
     assert len(set(at_random)) > 1
 
@@ -99,6 +101,13 @@ def test_a_class_too_small_to_stratify_is_split_at_random(y, test_size):
     data = Dataset("d", np.zeros((len(y), 1)), np.array(y), classes=["a", "b", "c"])
     train, test = split_rows(data, test_size)
     assert sorted([*train, *test]) == list(range(len(y)))
+
+
+def test_a_class_without_rows_does_not_keep_the_others_from_being_stratified():
+    data = Dataset("d", np.zeros((4, 1)), np.array([0, 0, 2, 2]), classes=["a", "b", "c"])
+    for seed in range(5):
+        for rows in split_rows(data, 0.5, seed):
+            assert sorted(data.y[rows]) == [0, 2]
 
 
 def test_the_sets_own_split_is_taken_in_its_order_unless_a_size_is_given():
@@ -114,6 +123,10 @@ def test_a_test_size_of_zero_leaves_all_rows_for_training():
     assert prepared.X_train.shape == (60, 4)
     assert prepared.X_test.shape == (0, 4)
     assert sorted(prepared.train_rows) == list(range(60))
+
+
+def test_a_test_size_of_one_is_one_row():
+    assert len(split_rows(classification(), 1)[1]) == 1
 
 
 @pytest.mark.parametrize("test_size", [-0.1, 1.5, 60, 100, float("nan"), float("inf"), 2.5])
@@ -153,8 +166,13 @@ def test_prepared_rows_are_the_rows_of_the_set_standardised_by_the_training_part
     assert prepared.task == original.task
 
 
-def test_transforming_in_place_gives_the_same_bits_as_a_copy():
-    copied, in_place = prepare(classification(), seed=3), prepare(classification(), seed=3, copy=False)
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("n_train", [None, 45])
+def test_transforming_in_place_gives_the_same_bits_as_a_copy(n_train, standardize):
+    copied, in_place = (
+        prepare(classification(n_train=n_train), seed=3, standardize=standardize, copy=copy)
+        for copy in (True, False)
+    )
     np.testing.assert_array_equal(copied.X, in_place.X)
     np.testing.assert_array_equal(copied.y, in_place.y)
 

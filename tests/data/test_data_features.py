@@ -192,9 +192,16 @@ def test_a_missing_or_infinite_number_is_one_line_with_column_and_row(value, sta
     what = "has no value in" if value is None or np.isnan(value) else f"holds {value} in"
     with pytest.raises(ValueError, match=f"column 'b' {what} row 3"):
         Preprocessor(standardize=standardize).fit(table).transform(table)
-    array = np.array([[1.0, 2.0], [1.0, np.nan if value is None else value]])
-    with pytest.raises(ValueError, match=f"column 'x1' {what} row 2"):
-        Preprocessor(standardize=standardize).fit(array).transform(array)
+    for dtype in (np.float64, np.float32):
+        array = np.array([[1.0, 2.0], [1.0, np.nan if value is None else value]], dtype)
+        with pytest.raises(ValueError, match=f"column 'x1' {what} row 2"):
+            Preprocessor(standardize=standardize).fit(array).transform(array)
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((0, 2), None), ((3, 0), None), ((3, 2), np.array([], int))])
+def test_fitting_without_rows_or_columns_is_one_line(shape, rows):
+    with pytest.raises(ValueError, match=r"nothing to learn from: . training rows of . columns"):
+        Preprocessor().fit(np.zeros(shape), rows=rows)
 
 
 def test_the_row_of_the_file_is_named_where_rows_are_chosen():

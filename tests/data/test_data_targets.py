@@ -74,6 +74,8 @@ def test_one_class_only_is_one_line():
 def test_a_missing_label_is_one_line_with_its_row(values):
     with pytest.raises(ValueError, match="target 'y' has no value in row 2"):
         encode_classes(as_column(values), "y")
+    with pytest.raises(ValueError, match="target 'y' has no value in row 2"):
+        encode_labels(values, ["a", "b"])
 
 
 def test_labels_are_found_by_name_whatever_type_they_come_in():
@@ -89,6 +91,12 @@ def test_labels_unseen_in_training_are_named():
 
 def test_evaluating_on_one_class_alone_is_allowed():
     assert encode_labels(["b", "b"], ["a", "b"]).tolist() == [1, 1]
+
+
+def test_no_labels_have_no_codes():
+    codes = encode_labels([], ["a", "b"])
+    assert codes.shape == (0,)
+    assert codes.dtype == np.int64
 
 
 def test_labels_of_mixed_types_are_a_type_error():
@@ -139,6 +147,11 @@ def test_the_inverse_of_the_target_scaler_gives_the_target_back(y):
     back = scaler.inverse(scaler.transform(y))
     assert back.shape == y.shape
     np.testing.assert_allclose(back, y, rtol=1e-5, atol=1e-5 * (1 + np.abs(y).max()))
+
+
+def test_a_target_scaler_that_was_given_nothing_changes_nothing():
+    y = [-1.5, 0.0, 4.0]
+    assert TargetScaler().transform(y).tolist() == TargetScaler().inverse(y).tolist() == y
 
 
 def test_a_constant_target_keeps_the_deviation_one():

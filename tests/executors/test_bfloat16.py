@@ -91,12 +91,19 @@ def test_parameters_are_rounded_once_a_step_and_others_once_for_all_products_tha
     ] == [("parameters", "", PARAMETERS_COPY)]
 
 
-def test_parameters_that_change_within_a_program_are_rounded_again():
+def test_what_changes_within_a_program_is_rounded_again_and_nothing_else():
     program = step_program(network("relu", dtype="float32"))
-    twice = replace(program, calls=program.calls * 2)
-    given = [c.operands[0] for c in lower(twice, (use_bfloat16(N),)).calls if c.kernel == "cast_bf16"]
-    casts = [o for o in given if o is not None and o.arena == "parameters"]
-    assert len(casts) == 2
+    once, twice = (
+        [
+            call.operands[0]
+            for call in lower(replace(program, calls=program.calls * times), (use_bfloat16(N),)).calls
+            if call.kernel == "cast_bf16"
+        ]
+        for times in (1, 2)
+    )
+    assert len(set(once)) == len(once)
+    assert {o.arena for o in once if o is not None} == {"parameters", ACTIVATIONS}
+    assert twice == once * 2
 
 
 def test_a_bias_is_rounded_only_where_a_product_adds_it_to_a_result_in_bfloat16():

@@ -60,6 +60,22 @@ def test_a_lane_is_taken_again_by_what_waits_for_its_last_launch():
     assert [after for _, after in found] == [(), (), (0,), (1,), ()]
 
 
+def test_a_launch_follows_the_latest_that_it_waits_for():
+    d, e = (30, 40), (40, 50)
+    found = lanes([writing(A), writing(B), writing(C), Access([B, C], [d]), Access([B, d], [e])])
+    assert found[-1] == (2, ())
+
+
+def test_what_is_waited_for_through_another_lane_is_not_named():
+    d, e = (30, 40), (40, 50)
+    found = lanes([writing(A), writing(B), Access([A, B], [C]), writing(d), Access([A, B, C, d], [e])])
+    assert found[-1][1] == (2,)
+
+
+def test_where_every_lane_is_taken_the_one_that_ends_first_goes_on():
+    assert [lane for lane, _ in lanes([writing((i, i + 1)) for i in range(6)])] == [0, 1, 2, 3, 0, 1]
+
+
 RANGE = st.tuples(st.integers(0, 12), st.integers(1, 3)).map(lambda t: (t[0], t[0] + t[1]))
 ACCESS = st.builds(Access, st.lists(RANGE, max_size=3), st.lists(RANGE, max_size=2))
 

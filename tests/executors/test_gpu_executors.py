@@ -281,8 +281,12 @@ def test_chunks_are_the_steps_in_their_order_and_of_few_kinds(steps, short, posi
     assert len(set(found)) <= 12
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
-def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(activation, stand_in, monkeypatch, assert_close):
+@pytest.mark.parametrize(
+    ("sizes", "activation"), [((5, 7, 3), "sigmoid"), ((5, 7, 3), "relu"), ((5, 40, 20), "sigmoid")]
+)
+def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(
+    sizes, activation, stand_in, monkeypatch, assert_close
+):
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     stand_in(products={"matmul"})  # no epilogue sums columns
     shared: list[Any] = []
@@ -293,15 +297,19 @@ def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(activation, stand_in, mo
         return shared[-1]
 
     monkeypatch.setattr(unfolding, "_column_sums", noted)
-    x, y = np.tile(X, (60, 1)), np.tile(LABELS, 60)
+    x = np.tile(X, (60, 1))
+    y = np.arange(len(x)) % sizes[-1]
 
     def fit(device):
-        network = gm.mlp((5, 7, 3), activation=activation, device=device, seed=1)
+        network = gm.mlp(sizes, activation=activation, device=device, seed=1)
         trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.SGD(0.5), seed=5)
         return trainer, trainer.fit(x, y, epochs=2, batch_size=None, progress=False)
 
     assert_same_training(fit("stand-in"), fit("cpu"), assert_close)
-    assert max(len(steps) for steps in shared) == 2
+    split = [(steps[0].blocks, steps[0].places[-1]) for steps in shared if len(steps) == 2]
+    assert {sums.columns for _, sums in split} == set(sizes[1:])
+    for blocks, sums in split:
+        assert blocks == sums.rows * -(-sums.columns // 32)  # each takes up to 32 columns of one share
 
 
 def test_a_whole_epoch_of_few_steps_is_one_graph():

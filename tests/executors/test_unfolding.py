@@ -1,4 +1,4 @@
-"""Steps of a GPU: which of them go into one launch."""
+"""Steps of a GPU: what they are made of, and which of them go into one launch."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,13 @@ import pytest
 import gpumlp as gm
 from gpumlp import executors
 from gpumlp.executors import unfolding
+from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.linking import Place
 from gpumlp.executors.unfolding import CHAIN_NUMBERS, Step, chains
 from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cuda import MAX_CHAIN
 from gpumlp.program import Call
+from tests.executors.programs import memory_of, step_program
 
 
 def small(name="relu", rows=1, columns=1):
@@ -22,6 +24,15 @@ def product():
     return Step("matmul", call=Call("matmul", ()))
 
 
+def test_a_loss_is_checked_where_its_sum_is_made(stand_in):
+    backend, network = stand_in(), gm.mlp((7, 6, 3), device="stand-in")
+    program, executor = step_program(network), GraphExecutor(backend, memory_of(network))
+    executor.prepare(program)
+    operations = [step.operation for step in executor.linked(program).steps]
+    assert operations.count("finish_loss") == 1
+    assert "check_loss" not in operations
+
+
 def test_small_neighbours_go_into_one_launch():
     steps = [small(), small(), product(), small(), product(), product(), small(), small()]
     assert chains(steps) == [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8)]
@@ -31,6 +42,7 @@ def test_small_neighbours_go_into_one_launch():
 def test_what_has_much_work_has_a_launch_of_its_own():
     """Also where few blocks share it: a loss over many classes, the statistics of many rows."""
     steps = [small(columns=CHAIN_NUMBERS), small(columns=CHAIN_NUMBERS + 1), small(), small()]
+    assert [step.is_small for step in steps] == [True, False, True, True]
     assert chains(steps) == [(0, 1), (1, 2), (2, 4)]
     large = [small("batch_norm", 4096, 512), small("mse", 128, 784), Step("finish_loss")]
     assert chains(large) == [(0, 1), (1, 2), (2, 3)]
