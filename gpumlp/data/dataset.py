@@ -215,7 +215,7 @@ def split_rows(
     if isinstance(test_size, bool) or not isinstance(test_size, int | float | np.number):
         raise TypeError(f"test_size is {test_size!r}; expected a fraction of the rows, or their number")
     whole = not isinstance(test_size, float | np.floating)
-    if not (0 <= test_size < 1 or (whole and test_size < n)):
+    if not (0 <= test_size < 1 or (whole and 0 < test_size < n)):
         raise ValueError(
             f"test_size is {test_size}; expected a fraction from 0 to below 1, or a number of rows below {n}"
         )

@@ -129,7 +129,7 @@ def test_a_test_size_of_one_is_one_row():
     assert len(split_rows(classification(), 1)[1]) == 1
 
 
-@pytest.mark.parametrize("test_size", [-0.1, 1.5, 60, 100, float("nan"), float("inf"), 2.5])
+@pytest.mark.parametrize("test_size", [-0.1, -1, -5, 1.0, 1.5, 60, 100, float("nan"), float("inf"), 2.5])
 def test_a_test_size_that_makes_no_sense_is_one_line(test_size):
     with pytest.raises(
         ValueError, match="expected a fraction from 0 to below 1, or a number of rows below 60"
