@@ -84,7 +84,9 @@ class _LiveModel:
         """The values of a layer in the order of a weight file."""
         layer = self._find(entry)
         held = [getattr(layer, name, None) for name in NAMES[entry.class_name]]
-        return [self._keras.ops.convert_to_numpy(value) for value in held if value is not None]
+        ops = self._keras.ops
+        # of tensors: NumPy has deprecated how a variable of Keras turns itself into an array
+        return [ops.convert_to_numpy(ops.convert_to_tensor(v)) for v in held if v is not None]
 
     def activation(self, entry: Entry) -> Any:
         """The activation in the words of a configuration.
