@@ -25,6 +25,8 @@ def as_matrix(x: Any, dtype: str, name: str = "X", backend: Backend | None = Non
     Raises:
         ValueError: not a matrix of numbers, or NaN or infinity in it.
     """
+    if x is None:
+        raise ValueError(f"{name} is None; expected (rows, features)")
     refuse_masked(x, name)
     try:
         if backend is not None and backend.device is not None and is_on_gpu(x):

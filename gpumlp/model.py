@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from .checkpoint import save_model as save_file
 from .checks import check_finite, check_labels
 from .inference import Evaluator
 from .interchange import like, to_host
+from .layers import Sigmoid, Softmax
 from .losses import Loss, get_loss
 from .metrics import Metric, classes_from_probabilities
 
@@ -21,6 +23,47 @@ if TYPE_CHECKING:
     from .data import Preprocessor, TargetScaler
     from .loop import Data
     from .network import Sequential
+
+
+def class_names(y: Any, known: list[str] | None) -> list[str] | None:
+    """The sorted text labels of `y`; those of an earlier `fit` stay; None where labels are numbers."""
+    array = np.asarray(y)
+    if array.dtype.kind not in "OUS":
+        return None
+    check_labels(y)
+    return known if known is not None else sorted({str(label) for label in array.ravel()})
+
+
+def only_class(target: np.ndarray) -> int | None:
+    """The number of the class that all rows have, or None where there are several, or questions of their own."""
+    first = target[0]
+    if (target != first).any():
+        return None
+    if target.ndim == 1:
+        return int(first)
+    if not np.isin(first, (0, 1)).all():
+        return None
+    if len(first) == 1:
+        return int(first[0])
+    return int(first.argmax()) if first.sum() == 1 else None
+
+
+def check_output(network: Sequential, loss: Loss) -> None:
+    """Raise a ValueError for a loss of probabilities on a network that gives none, and warn of the opposite."""
+    last = network.layers[-1]
+    makes = isinstance(last, Sigmoid | Softmax)
+    if loss.output_activation == "identity" and not makes and not last.is_python:
+        raise ValueError(
+            f"{loss!r} takes probabilities, and the network ends in {last!r}; end it in Softmax() or Sigmoid() (in a "
+            "config: set network.output_activation), or let the loss take logits"
+        )
+    if loss.output_activation in ("softmax", "sigmoid") and makes:
+        warnings.warn(
+            f"{loss!r} takes logits, of which it makes probabilities itself, and the network ends in {last!r}: done "
+            "twice, they can hardly differ; leave that layer out",
+            UserWarning,
+            stacklevel=3,  # where the trainer is made
+        )
 
 
 def encode_target(y: Any, classes: Sequence[str] | None, loss: Loss, outputs: int, dtype: str) -> np.ndarray:

@@ -18,7 +18,6 @@ from .checks import (
     as_rows,
     as_weights,
     check_count,
-    check_labels,
     check_lengths,
     check_precision,
     check_seed,
@@ -28,11 +27,11 @@ from .checks import (
 from .feed import Shared
 from .history import History
 from .interchange import to_host
-from .layers import BatchNorm1d, Sigmoid, Softmax
+from .layers import BatchNorm1d
 from .loop import Data, Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
 from .metrics import Metric, get_metric
-from .model import Model, encode_target
+from .model import Model, check_output, class_names, encode_target, only_class
 from .network import Sequential
 from .optimizers import Optimizer, get_optimizer
 from .program import new_control
@@ -96,7 +95,7 @@ class Trainer:
             if (metric.needs == "values") == self.loss.is_classification:
                 kind = "classification" if self.loss.is_classification else "regression"
                 raise ValueError(f"metric {metric.name!r} does not go with {self.loss!r}, a loss of {kind}")
-        _check_output(network, self.loss)
+        check_output(network, self.loss)
         seed = seed if seed is None else check_seed(seed)
         self.threads = None if threads is None else check_count("threads", threads)
         self.precision = precision
@@ -223,12 +222,12 @@ class Trainer:
         refuse_masked(y, "y")
         y = to_host(y)
         x = self._matrix(X, y, sample_weight)
-        classes = _class_names(y, self.classes) if self.loss.is_classification else self.classes
+        classes = class_names(y, self.classes) if self.loss.is_classification else self.classes
         data = self._data(x, y, sample_weight, classes)
         if rows is not None:
             data = data.taking(as_rows(rows, len(x)))
         if self.loss.is_classification:
-            code = _only_class(data.target if data.rows is None else data.target[data.rows])
+            code = only_class(data.target if data.rows is None else data.target[data.rows])
             if code is not None:
                 name = classes[code] if classes else code
                 raise ValueError(f"y has one class only, {name!r}; a classifier needs at least two")
@@ -411,44 +410,3 @@ class Trainer:
         self.history.stopped = ""
         self.classes = values["classes"]
         self._resuming = True
-
-
-def _class_names(y: Any, known: list[str] | None) -> list[str] | None:
-    """The sorted text labels of `y`; those of an earlier `fit` stay; None where labels are numbers."""
-    array = np.asarray(y)
-    if array.dtype.kind not in "OUS":
-        return None
-    check_labels(y)
-    return known if known is not None else sorted({str(label) for label in array.ravel()})
-
-
-def _only_class(target: np.ndarray) -> int | None:
-    """The number of the class that all rows have, or None where there are several, or questions of their own."""
-    first = target[0]
-    if (target != first).any():
-        return None
-    if target.ndim == 1:
-        return int(first)
-    if not np.isin(first, (0, 1)).all():
-        return None
-    if len(first) == 1:
-        return int(first[0])
-    return int(first.argmax()) if first.sum() == 1 else None
-
-
-def _check_output(network: Sequential, loss: Loss) -> None:
-    """Raise a ValueError for a loss of probabilities on a network that gives none, and warn of the opposite."""
-    last = network.layers[-1]
-    makes = isinstance(last, Sigmoid | Softmax)
-    if loss.output_activation == "identity" and not makes and not last.is_python:
-        raise ValueError(
-            f"{loss!r} takes probabilities, and the network ends in {last!r}; end it in Softmax() or Sigmoid() (in a "
-            "config: set network.output_activation), or let the loss take logits"
-        )
-    if loss.output_activation in ("softmax", "sigmoid") and makes:
-        warnings.warn(
-            f"{loss!r} takes logits, of which it makes probabilities itself, and the network ends in {last!r}: done "
-            "twice, they can hardly differ; leave that layer out",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -296,6 +296,7 @@ def test_masked_targets_are_refused_and_an_array_of_which_nothing_is_masked_is_t
         (X[0], "X has shape (3,); expected (rows, features)"),
         (X[:0], "X has shape (0, 3); expected (rows, features), at least one of each"),
         ([["a", "b", "c"]] * 24, "X has values that are not numbers"),
+        (None, "X is None; expected (rows, features)"),
         (np.ma.masked_greater(X, 1.5), "masked entries; remove such rows or fill them: X.filled(value)"),
     ],
 )
