@@ -167,12 +167,16 @@ class Context:
 
     def outcome(self, trained: Mapping[str, Trained] | Sequence[Trained] = ()) -> Outcome:
         """Return an outcome with the device, executor, seeds and it/s of trainings filled in, and no values."""
+        from ..executors import choose_executor
+
         runs = list(trained.values() if isinstance(trained, Mapping) else trained)
         outcome = Outcome()
         if runs:
             trainer = runs[0].experiment.trainer
-            outcome.device = trainer.network.backend.describe()
-            outcome.executor = str(trainer.trained_on)
+            backend, has_python = trainer.network.backend, trainer.network.has_python
+            outcome.device = backend.describe()
+            # folds train networks of their own, and some networks are filled by hand
+            outcome.executor = trainer.trained_on or choose_executor(backend, has_python)[1]
             outcome.seeds = [run.experiment.config["training"]["seed"] for run in runs]
             outcome.it_per_second = float(np.mean([run.history.it_per_second for run in runs]))
         return outcome

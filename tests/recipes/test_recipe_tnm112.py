@@ -36,6 +36,12 @@ def test_every_figure_of_the_report_is_drawn(results):
     }  # fmt: skip
 
 
+def test_parts_whose_weights_are_moved_or_set_name_an_executor_too(results):
+    executors = {part: record.outcome.executor for part, record in results.records.items()}
+    assert len(set(executors.values())) == 1
+    assert executors["hand-weights"].startswith(("compiled", "eager"))
+
+
 def test_updates_are_those_of_1024_points_in_four_epochs(results):
     values = results.records["batch-size"].values
     assert (values["batch 16.updates"], values["batch 512.updates"]) == (4 * 1024 // 16, 4 * 1024 // 512)
