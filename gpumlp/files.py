@@ -12,7 +12,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -20,6 +20,26 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder, and those above it; return those that were missing, the innermost first.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: it cannot be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir()
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders in their order, but none that others use by now."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

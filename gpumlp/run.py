@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from .callbacks import Callback
 from .checkpoint import load_model as load_state
 from .checkpoint import save_model as save_state
 from .config import Config, complete_config, config_toml, read_config
-from .files import TEMPORARY_SUFFIX, write_json, write_whole
+from .files import TEMPORARY_SUFFIX, make_folder, remove_empty, write_json, write_whole
 from .model import Model, load_model
 
 if TYPE_CHECKING:
@@ -91,14 +90,11 @@ class RunFolder:
             OSError: it cannot be made.
         """
         self.check_new()
-        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.path.mkdir()
+            self._made = make_folder(self.path)
         except FileExistsError:  # another process was faster
             self.check_new()
             raise
-        self._made = missing
         write_whole(self.config, config_toml(config))
 
     def discard(self) -> None:
@@ -106,9 +102,7 @@ class RunFolder:
         if not self._made or {p.name for p in self.path.glob("*")} - {self.config.name}:
             return
         self.config.unlink(missing_ok=True)
-        for folder in self._made:  # the innermost first; a parent that others use by now stays
-            with suppress(OSError):
-                folder.rmdir()
+        remove_empty(self._made)
         self._made = []
 
     # --- going on -------------------------------------------------------------------------------------------------

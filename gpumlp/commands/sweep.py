@@ -90,14 +90,13 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make a folder before the work whose results it is for, and remove it where nothing was written to it."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True)
+    from ..files import make_folder, remove_empty
+
+    made = make_folder(folder)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for path in missing:
-                path.rmdir()
+        remove_empty(made)
 
 
 def split_settings(given: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
