@@ -67,6 +67,12 @@ def refuse_masked(values: Any, name: str) -> None:
         )
 
 
+def on_host(values: Any, name: str) -> Any:
+    """Return values on the host, see `to_host`; a ValueError where some are masked, which NumPy would read."""
+    refuse_masked(values, name)
+    return to_host(values)
+
+
 def check_finite(array: np.ndarray, name: str) -> None:
     """Raise a ValueError that names the first row with a NaN or an infinity.
 
@@ -138,7 +144,7 @@ def as_weights(sample_weight: Any, n: int) -> np.ndarray | None:
     """
     if sample_weight is None:
         return None
-    weights = np.asarray(to_host(sample_weight), dtype=np.float64)
+    weights = np.asarray(on_host(sample_weight, "sample_weight"), dtype=np.float64)
     if weights.shape != (n,):
         raise ValueError(f"sample_weight has shape {weights.shape}; expected ({n},), one for each row of X")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .callbacks import Callback
-from .checks import as_matrix, check_count, check_lengths, check_seed
+from .checks import as_matrix, check_count, check_lengths, check_seed, on_host
 from .cpus import cpu_counts
 from .executors import is_small_together, new_seat
 from .failure import NonFiniteLossError
 from .feed import Shared
 from .history import History
-from .interchange import to_host
 from .network import Sequential
 from .progress import Progress, deferred_interrupt
 from .trainer import Trainer
@@ -136,7 +135,7 @@ def fit_many(
     dtypes = {trainer.network.dtype for trainer in trainers}
     if len(dtypes) == 1:  # converted once, and then read where it is by all
         X = as_matrix(X, dtypes.pop(), backend=trainers[0].network.backend)
-    y = np.asarray(to_host(y))
+    y = np.asarray(on_host(y, "y"))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
     counts = [_Count() for _ in trainers]
     size = workers if workers is None else check_count("workers", workers)

@@ -22,11 +22,10 @@ from .checks import (
     check_precision,
     check_seed,
     check_width,
-    refuse_masked,
+    on_host,
 )
 from .feed import Shared
 from .history import History
-from .interchange import to_host
 from .layers import BatchNorm1d
 from .loop import Data, Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
@@ -219,8 +218,7 @@ class Trainer:
         return self.history
 
     def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
-        refuse_masked(y, "y")
-        y = to_host(y)
+        y = on_host(y, "y")
         x = self._matrix(X, y, sample_weight)
         classes = class_names(y, self.classes) if self.loss.is_classification else self.classes
         data = self._data(x, y, sample_weight, classes)
@@ -268,7 +266,7 @@ class Trainer:
         if given is not None:
             if not isinstance(given, tuple | list) or len(given) not in (2, 3):
                 raise ValueError("validation_data must be (X, y) or (X, y, sample_weight)")
-            y = to_host(given[1])
+            y = on_host(given[1], "y of validation_data")
             x = self._matrix(given[0], y, name="X of validation_data")
             return data, self._data(x, y, given[2] if len(given) == 3 else None, classes)
         if not split:
@@ -343,8 +341,7 @@ class Trainer:
         Raises:
             ValueError: data that do not fit, or labels that were not there in training.
         """
-        refuse_masked(y, "y")
-        y = to_host(y)
+        y = on_host(y, "y")
         x = self._matrix(X, y, sample_weight)
         data = self._data(x, y, sample_weight, self.classes)
         data = data if rows is None else data.taking(as_rows(rows, len(x)))

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, check_lengths, check_seed
+from .checks import check_count, check_lengths, check_seed, on_host
 from .history import History
-from .interchange import is_on_gpu, to_host
+from .interchange import is_on_gpu
 from .many import fit_many, make_trainers
 from .network import Sequential
 from .splits import fold_rows, split_rows
@@ -109,8 +109,8 @@ def cross_validate(
     for name in ("validation_data", "validation_split", "rows", "held_rows"):
         if name in fit_settings:
             raise ValueError(f"cross_validate takes no {name}: the folds are the validation data")
-    X = X if is_on_gpu(X) else np.asarray(to_host(X))
-    y = np.asarray(to_host(y))
+    X = X if is_on_gpu(X) else np.asarray(on_host(X, "X"))
+    y = np.asarray(on_host(y, "y"))
     check_lengths(len(X), y=y, sample_weight=sample_weight)
     settings = [
         {"seed": seed + fold, **({"callbacks": callbacks()} if callbacks else {})} for fold in range(k)
@@ -121,7 +121,7 @@ def cross_validate(
     classification = trainers[0].loss.is_classification and y.ndim == 1
     labels = y if (classification if stratify is None else stratify) else None
     folds = fold_rows(len(X), k, labels, seed)
-    weights = None if sample_weight is None else np.asarray(to_host(sample_weight))
+    weights = None if sample_weight is None else np.asarray(on_host(sample_weight, "sample_weight"))
     histories = fit_many(
         trainers,
         X,

@@ -13,6 +13,7 @@ import gpumlp as gm
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-1, 1, (60, 2)).astype(np.float32)
 Y = np.sin(3 * X[:, :1]) + X[:, 1:]
+MASKED = np.ma.masked_less(Y, 0)
 
 
 def make():
@@ -151,6 +152,9 @@ def test_one_bar_counts_the_epochs_of_all(capsys):
         (lambda: gm.make_trainers([make()] * 2, loss="mse"), "the same network twice"),
         (lambda: gm.make_trainers([1], make(), loss="mse"), "make_network is a Sequential"),
         (lambda: gm.fit_many([], X, Y), "at least one trainer"),
+        (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, MASKED), "y is a masked array with"),
+        (lambda: gm.cross_validate(make, X, MASKED, loss="mse"), "y is a masked array with"),
+        (lambda: gm.cross_validate(make, np.ma.masked_less(X, 0), Y, loss="mse"), "X is a masked array with"),
         (lambda: gm.fit_many(cast(Any, gm.Trainer(make(), loss="mse")), X, Y), "trainers is one Trainer"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y, rows=[]), "rows has 0 entries"),
         (lambda: gm.fit_many(gm.make_trainers([1], make, loss="mse"), X, Y[:5]), "X has 60 rows and y has 5"),
