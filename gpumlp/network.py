@@ -230,7 +230,7 @@ def mlp(
     Raises:
         ValueError: fewer than two widths.
     """
-    if not isinstance(sizes, Sequence | np.ndarray) or len(sizes) < 2:
+    if not hasattr(sizes, "__len__") or len(sizes) < 2:
         given = list(sizes) if hasattr(sizes, "__len__") else sizes
         raise ValueError(f"sizes is {given!r}; expected at least the widths of input and output")
     layers: list[Layer] = []

@@ -165,9 +165,9 @@ class Layer:
         kept = dict(self.__dict__)
         self.training = training
         value = self.forward(x)
-        if (given := getattr(value, "shape", None)) != y.shape:
+        if getattr(value, "shape", None) != y.shape:
             raise ValueError(
-                f"forward of {self!r} gave {_told(value, given)}; expected {y.shape}: "
+                f"forward of {self!r} gave {_told(value)}; expected {y.shape}: "
                 "build(in_features) returns the number of outputs"
             )
         y[...] = value
@@ -177,9 +177,9 @@ class Layer:
 
     def _call_backward(self, x: Array, y: Array, dy: Array, dx: Array) -> None:
         value = self.backward(dy)
-        if (given := getattr(value, "shape", None)) != dx.shape:
+        if getattr(value, "shape", None) != dx.shape:
             raise ValueError(
-                f"backward of {self!r} gave {_told(value, given)}; expected that of its input, {dx.shape}"
+                f"backward of {self!r} gave {_told(value)}; expected that of its input, {dx.shape}"
             )
         dx[...] = value
         if not self.trainable:  # what nothing learns from must not count where gradients are clipped
@@ -303,12 +303,8 @@ class Layer:
         return {**{k: v for k, v in self.__dict__.items() if k not in memory}, "_carried": self.values()}
 
 
-def _told(value: Any, shape: Any) -> str:
+def _told(value: Any) -> str:
     """What a user's layer gave, in words."""
-    return (
-        f"shape {shape}"
-        if shape is not None
-        else f"a {type(value).__name__}"
-        if value is not None
-        else "None"
-    )
+    if value is None:
+        return "None"
+    return f"shape {value.shape}" if hasattr(value, "shape") else f"a {type(value).__name__}"

@@ -283,11 +283,9 @@ class CupyDevice:
         if not every:
             return lambda: None
         lanes = 1 + max(node.lane for section in every for node in section)
-        with (
-            self._cupy.cuda.Device(self.index),
-            _LOCK,
-        ):  # what libraries are asked meanwhile might touch the capture
-            # streams of their own: what other threads put into the device's stream is not captured
+        # alone, since what libraries are asked meanwhile might touch the capture; and in streams of its own: what other
+        # threads put into the device's stream is not captured
+        with self._cupy.cuda.Device(self.index), _LOCK:
             graph = self._captured(every, self._lanes(lanes))
         return lambda: graph.launch(self._stream)
 
