@@ -12,9 +12,7 @@ import gpumlp as gm
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("benchmark"):
-        raise pytest.UsageError(
-            "the benchmarks need pytest-benchmark; install it with: pip install --group bench"
-        )
+        raise pytest.UsageError("the benchmarks need pytest-benchmark: pip install pytest-benchmark")
 
 
 def _devices() -> list[str]:
