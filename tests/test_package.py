@@ -85,9 +85,9 @@ def unpacked(wheel, tmp_path_factory) -> Path:
 # --- what is in it ------------------------------------------------------------------------------------------------
 
 
-def test_every_package_folder_is_named_in_pyproject():
+def test_every_folder_of_the_package_is_named_in_pyproject():
     """setuptools takes only the packages that are named: one that is forgotten is missing in the wheel alone."""
-    folders = {name.rpartition("/")[0].replace("/", ".") for name in source_files() if name.endswith(".py")}
+    folders = {name.rpartition("/")[0].replace("/", ".") for name in source_files()}
     assert folders == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
