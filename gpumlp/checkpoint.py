@@ -40,7 +40,7 @@ _DTYPES = frozenset(
 )
 
 
-def save_model(
+def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
     """Write `tensors` and `metadata` to `path`, which appears whole or not at all.
@@ -68,8 +68,8 @@ def save_model(
     write_whole(path, _with_sorted_metadata(save(arrays, metadata={**own, **texts})))
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return what `save_model` wrote to `path`: the tensors (writable, bit for bit) and the metadata.
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what `save_tensors` wrote to `path`: the tensors (writable, bit for bit) and the metadata.
 
     Raises:
         ValueError: `path` is missing, empty, truncated or damaged, of another format, or of a newer version.

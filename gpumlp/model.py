@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import get_backend
-from .checkpoint import load_model as load_file
-from .checkpoint import save_model as save_file
+from .checkpoint import load_tensors, save_tensors
 from .checks import check_finite, check_labels
 from .inference import Evaluator
 from .interchange import like, to_host
@@ -222,7 +221,7 @@ class Model:
             "preprocessor": None if self.preprocessor is None else self.preprocessor.to_dict(),
             "target_scaler": None if self.target_scaler is None else self.target_scaler.to_dict(),
         }
-        save_file(path, self.network.state_dict(), metadata)
+        save_tensors(path, self.network.state_dict(), metadata)
 
 
 def load_model(path: str | Path, device: str = "auto") -> Model:
@@ -234,7 +233,7 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
     from .data import Preprocessor, TargetScaler
     from .network import Sequential
 
-    tensors, metadata = load_file(path)
+    tensors, metadata = load_tensors(path)
     if metadata.get("kind") != "model":
         raise ValueError(f"{path} is a gpumlp file, but not a model; expected a model.safetensors")
     backend = get_backend(device)  # what is wrong with it is no fault of the file

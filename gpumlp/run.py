@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .callbacks import Callback
-from .checkpoint import load_model as load_state
-from .checkpoint import save_model as save_state
+from .checkpoint import load_tensors, save_tensors
 from .config import Config, complete_config, config_toml, read_config
 from .files import TEMPORARY_SUFFIX, make_folder, remove_empty, write_json, write_whole
 from .model import Model, load_model
@@ -134,7 +133,7 @@ class RunFolder:
         """
         arrays, values = trainer.state_dict()
         marks = {"data": fingerprint, "config": config_toml(config)}
-        save_state(self.checkpoint, arrays, {"kind": "checkpoint", "state": values, **marks})
+        save_tensors(self.checkpoint, arrays, {"kind": "checkpoint", "state": values, **marks})
 
     def load_checkpoint(self, trainer: Trainer, config: Config, fingerprint: str) -> bool:
         """Let the next `fit` go on from the checkpoint; return False where there is none.
@@ -144,7 +143,7 @@ class RunFolder:
         """
         if not self.checkpoint.exists():
             return False
-        arrays, metadata = load_state(self.checkpoint)
+        arrays, metadata = load_tensors(self.checkpoint)
         if metadata.get("kind") != "checkpoint":
             raise ValueError(f"{self.checkpoint} is not a checkpoint; remove it to begin the run anew")
         if metadata["data"] != fingerprint:

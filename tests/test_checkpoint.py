@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save, save_file
 
-from gpumlp.checkpoint import FORMAT_VERSION, load_model, save_model
+from gpumlp.checkpoint import FORMAT_VERSION, load_tensors, save_tensors
 
 TENSORS = {
     "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,7 +28,7 @@ METADATA = {"classes": ["a", "b"], "config": {"lr": 0.1, "best": float("inf")}, 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    save_model(path, TENSORS, METADATA)
+    save_tensors(path, TENSORS, METADATA)
     return path
 
 
@@ -59,7 +59,7 @@ def with_metadata(data: bytes, **entries: str | None) -> bytes:
 
 
 def test_tensors_and_metadata_come_back(model):
-    tensors, metadata = load_model(model)
+    tensors, metadata = load_tensors(model)
     assert_same_tensors(tensors, TENSORS)
     assert metadata == METADATA
     assert all(array.flags.writeable for array in tensors.values())
@@ -86,8 +86,8 @@ free_names = st.text(st.characters(codec="utf-8"), max_size=8).filter(
 @example({}, {})
 def test_any_tensors_round_trip_bit_for_bit(tmp_path_factory, tensors, metadata):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
-    save_model(path, tensors, metadata)
-    loaded, back = load_model(path)
+    save_tensors(path, tensors, metadata)
+    loaded, back = load_tensors(path)
     assert_same_tensors(loaded, tensors)
     assert back == metadata
 
@@ -95,14 +95,14 @@ def test_any_tensors_round_trip_bit_for_bit(tmp_path_factory, tensors, metadata)
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32", "uint64", "float16"])
 def test_other_dtypes_round_trip_too(tmp_path, dtype):
     expected = {"x": np.arange(4).astype(dtype)}
-    save_model(tmp_path / "m", expected, {})
-    assert_same_tensors(load_model(tmp_path / "m")[0], expected)
+    save_tensors(tmp_path / "m", expected, {})
+    assert_same_tensors(load_tensors(tmp_path / "m")[0], expected)
 
 
 def test_strided_and_big_endian_arrays_are_saved_by_value(tmp_path):
     base = np.arange(12, dtype=np.float64).reshape(3, 4)
-    save_model(tmp_path / "m", {"t": base.T, "s": base[:, ::2], "b": base.astype(">f8")}, {})
-    loaded, _ = load_model(tmp_path / "m")
+    save_tensors(tmp_path / "m", {"t": base.T, "s": base[:, ::2], "b": base.astype(">f8")}, {})
+    loaded, _ = load_tensors(tmp_path / "m")
     assert np.array_equal(loaded["t"], base.T)
     assert np.array_equal(loaded["s"], base[:, ::2])
     assert np.array_equal(loaded["b"], base)
@@ -112,7 +112,7 @@ def test_strided_and_big_endian_arrays_are_saved_by_value(tmp_path):
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     metadata = {f"key {i}": i for i in range(20)}
     for name in "ab":
-        save_model(tmp_path / name, TENSORS, metadata)
+        save_tensors(tmp_path / name, TENSORS, metadata)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -123,7 +123,7 @@ def test_other_safetensors_readers_read_the_tensors(model):
 
 @pytest.mark.parametrize("n", range(8))
 def test_tensors_start_at_a_multiple_of_8_bytes_whatever_the_metadata(tmp_path, n):
-    save_model(tmp_path / "m", TENSORS, {"k": "x" * n})
+    save_tensors(tmp_path / "m", TENSORS, {"k": "x" * n})
     (length,) = struct.unpack_from("<Q", (tmp_path / "m").read_bytes())
     assert length % 8 == 0
 
@@ -142,7 +142,7 @@ def test_tensors_start_at_a_multiple_of_8_bytes_whatever_the_metadata(tmp_path, 
 )
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(tmp_path, tensors, metadata, error, message):
     with pytest.raises(error, match=message):
-        save_model(tmp_path / "m", tensors, metadata)
+        save_tensors(tmp_path / "m", tensors, metadata)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,30 +161,30 @@ def test_a_foreign_file_is_refused(tmp_path, kind):
     with pytest.raises(
         ValueError, match=r"^'.*m' is not a safetensors file; expected a model that gpumlp saved"
     ):
-        load_model(tmp_path / "m")
+        load_tensors(tmp_path / "m")
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^no model file '.*m'; expected a file that gpumlp saved"):
-        load_model(tmp_path / "m")
+        load_tensors(tmp_path / "m")
 
 
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^'.*' is a folder; give the model file in it"):
-        load_model(tmp_path)
+        load_tensors(tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "m").touch()
     with pytest.raises(ValueError, match=r"^model file '.*m' is empty"):
-        load_model(tmp_path / "m")
+        load_tensors(tmp_path / "m")
 
 
 @pytest.mark.parametrize("kept", [3, 8, 9, 100, -1])
 def test_a_truncated_file_is_refused(model, kept):
     model.write_bytes(model.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"^model file '.*' is truncated"):
-        load_model(model)
+        load_tensors(model)
 
 
 def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
@@ -192,27 +192,27 @@ def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
     save_file({"w": np.zeros(2)}, tmp_path / "torch", metadata={"format": "pt"})
     for name in ("plain", "torch"):
         with pytest.raises(ValueError, match="is a safetensors file, but not one that gpumlp saved"):
-            load_model(tmp_path / name)
+            load_tensors(tmp_path / name)
 
 
 def test_a_newer_format_version_is_refused(model):
     model.write_bytes(with_metadata(model.read_bytes(), format_version=str(FORMAT_VERSION + 1)))
     with pytest.raises(ValueError, match=f"has format version {FORMAT_VERSION + 1}, this gpumlp reads up to"):
-        load_model(model)
+        load_tensors(model)
 
 
 @pytest.mark.parametrize("version", [None, "", "x", "0", "-1", "1.0", "²", "9" * 5000])
 def test_a_format_version_that_is_no_version_is_refused(model, version):
     model.write_bytes(with_metadata(model.read_bytes(), format_version=version))
     with pytest.raises(ValueError, match="format_version is"):
-        load_model(model)
+        load_tensors(model)
 
 
 @pytest.mark.parametrize("text", ["", "{", "nul", "[1", "[" * 100_000])
 def test_broken_json_in_the_metadata_is_refused_by_name(model, text):
     model.write_bytes(with_metadata(model.read_bytes(), classes=text))
     with pytest.raises(ValueError, match="is damaged: its metadata 'classes' is not JSON"):
-        load_model(model)
+        load_tensors(model)
 
 
 def test_a_changed_value_is_noticed(model):
@@ -220,7 +220,7 @@ def test_a_changed_value_is_noticed(model):
     data[-1] ^= 1
     model.write_bytes(data)
     with pytest.raises(ValueError, match="is damaged: its checksum does not fit"):
-        load_model(model)
+        load_tensors(model)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F4", "C64", "U64", "nonsense"])
@@ -231,14 +231,14 @@ def test_a_tensor_of_another_dtype_is_refused(tmp_path, dtype):
     header["w"]["shape"] = [{"BF16": 8, "F8_E4M3": 16, "F4": 32}.get(dtype, 2)]
     (tmp_path / "m").write_bytes(with_header(data, header))
     with pytest.raises(ValueError, match="damaged"):
-        load_model(tmp_path / "m")
+        load_tensors(tmp_path / "m")
 
 
 def load_or_refuse(path: Path) -> None:
     """Load equal tensors and metadata, or raise one line of ValueError; any other outcome fails the test."""
     refusal: ValueError | None = None
     try:
-        tensors, metadata = load_model(path)
+        tensors, metadata = load_tensors(path)
     except ValueError as error:
         refusal = error
     if refusal is not None:
@@ -255,7 +255,7 @@ def test_truncation_at_any_byte_is_refused(model):
     for kept in range(len(data)):
         model.write_bytes(data[:kept])
         with pytest.raises(ValueError, match=r"^model file .* is (empty|truncated)"):
-            load_model(model)
+            load_tensors(model)
 
 
 fixture_is_rewritten = settings(
@@ -266,7 +266,7 @@ fixture_is_rewritten = settings(
 @fixture_is_rewritten
 @given(data=st.data())
 def test_flipped_bytes_in_the_header_give_a_refusal_or_an_equal_load(model, data):
-    save_model(model, TENSORS, METADATA)
+    save_tensors(model, TENSORS, METADATA)
     content = bytearray(model.read_bytes())
     end = 8 + struct.unpack_from("<Q", content)[0]
     for position in data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=4)):
@@ -289,4 +289,4 @@ def test_any_single_character_of_the_header_may_change(model):
 def test_any_bytes_are_refused(model, content):
     model.write_bytes(content)
     with pytest.raises(ValueError):
-        load_model(model)
+        load_tensors(model)

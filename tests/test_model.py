@@ -11,8 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import gpumlp as gm
-from gpumlp.checkpoint import load_model as load_file
-from gpumlp.checkpoint import save_model as save_any
+from gpumlp.checkpoint import load_tensors, save_tensors
 from gpumlp.data import Preprocessor, TargetScaler
 from gpumlp.losses import LOSSES, get_loss
 
@@ -197,9 +196,9 @@ def saved(tmp_path) -> Path:
 
 def changed(path: Path, change: Any) -> None:
     """Write the file anew, checksum and all, with other contents."""
-    tensors, metadata = load_file(path)
+    tensors, metadata = load_tensors(path)
     change(tensors, metadata)
-    save_any(path, tensors, metadata)
+    save_tensors(path, tensors, metadata)
 
 
 def set_layer(field: str, value: Any) -> Any:

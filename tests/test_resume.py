@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp.checkpoint import load_model, save_model
+from gpumlp.checkpoint import load_tensors, save_tensors
 from tests.trainers import LABELS, NAMES, X, assert_same, classifier, fitted
 
 
@@ -81,8 +81,8 @@ def test_a_saved_state_goes_on_bit_for_bit_also_from_the_middle_of_an_epoch(sche
     fit(stopped)
     assert stopped.history.stopped == "here"
     assert stopped.history.steps == (12 if "epoch" in stop else stop["step"])
-    save_model(tmp_path / "state", *stopped.state_dict())  # what is saved, is all that there is
-    arrays, values = load_model(tmp_path / "state")
+    save_tensors(tmp_path / "state", *stopped.state_dict())  # what is saved, is all that there is
+    arrays, values = load_tensors(tmp_path / "state")
     resumed = start(None)
     resumed.load_state_dict(arrays, values)
     found = fit(resumed)

@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint import load_model as load_state
-from ..checkpoint import save_model as save_state
+from ..checkpoint import load_tensors, save_tensors
 from ..run import Checkpoints, Opening
 
 if TYPE_CHECKING:
@@ -48,11 +47,11 @@ class Keeper:
         def save() -> None:
             arrays, values = trainer.state_dict()
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_state(path, arrays, {"kind": "checkpoint", "state": values, "spent": self.spent()})
+            save_tensors(path, arrays, {"kind": "checkpoint", "state": values, "spent": self.spent()})
 
         trainer.callbacks = [Opening(lambda: None, save), *trainer.callbacks, Checkpoints(save)]
         with suppress(ValueError):  # none, or a damaged one: the training begins anew
-            arrays, metadata = load_state(path)
+            arrays, metadata = load_tensors(path)
             trainer.load_state_dict(arrays, metadata["state"])
             seconds, cpu_seconds = metadata["spent"]
             self._earlier = (self._earlier[0] + seconds, self._earlier[1] + cpu_seconds)

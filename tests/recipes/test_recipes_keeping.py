@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpumlp.callbacks import Callback
-from gpumlp.checkpoint import load_model
+from gpumlp.checkpoint import load_tensors
 from gpumlp.experiment import set_up
 from gpumlp.recipes import Runner
 from gpumlp.recipes.keeping import Keeper
@@ -65,7 +65,7 @@ def test_an_interrupted_part_goes_on_and_ends_with_the_same_bits(interrupted, tm
 def test_the_time_of_an_interrupted_run_counts(interrupted, monkeypatch):
     runner, _ = interrupted
     (state,) = (runner.folder / "unfinished" / "one").glob("*.safetensors")
-    _, metadata = load_model(state)
+    _, metadata = load_tensors(state)
     monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
     keeper = Keeper(state.parent)
     assert keeper.spent()[0] == 0
