@@ -18,7 +18,7 @@ from .kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED, kernel_spec
 
 Array = Any
 
-ACTIVATIONS = "activations"
+ACTIVATION_ARENA = "activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +160,12 @@ class Builder:
         self._buffers[full] = Segment(full, shape, dtype)
         if keep:
             self._keep.add(full)
-        return Operand(ACTIVATIONS, full, shape, dtype)
+        return Operand(ACTIVATION_ARENA, full, shape, dtype)
 
     def saved(self, name: str) -> Operand:
         """A tensor that the same layer declared in its forward pass."""
         segment = self._buffers[f"{self.layer}.{name}"]
-        return Operand(ACTIVATIONS, segment.name, segment.shape, segment.dtype)
+        return Operand(ACTIVATION_ARENA, segment.name, segment.shape, segment.dtype)
 
     def keep(self, operand: Operand) -> None:
         """Let a tensor live beyond its last use."""
@@ -232,7 +232,7 @@ def plan(program: Program, linger: int = 0) -> Program:
     last: dict[str, int] = {}
     for i, call in enumerate(program.calls):
         for operand in call.operands:
-            if operand is not None and operand.arena == ACTIVATIONS:
+            if operand is not None and operand.arena == ACTIVATION_ARENA:
                 first.setdefault(operand.name, i)
                 last[operand.name] = i
     for name in program.keep:
@@ -265,7 +265,7 @@ def _in_place(
         return None
     by_name = call.by_name
     written, read = by_name[spec.in_place[0]], by_name[spec.in_place[1]]
-    if written is None or read is None or written.arena != ACTIVATIONS or read.arena != ACTIVATIONS:
+    if written is None or read is None or written.arena != ACTIVATION_ARENA or read.arena != ACTIVATION_ARENA:
         return None
     whole = all(program.buffers[o.name].shape == o.shape for o in (written, read))
     alike = written.dtype == read.dtype
@@ -358,5 +358,7 @@ class Memory:
     def _base(self, operand: Operand, activations: Arena | None) -> Array:
         if operand.arena in self.arrays:
             return self.arrays[operand.arena]
-        arena = activations if operand.arena == ACTIVATIONS and activations else self.arenas[operand.arena]
+        arena = (
+            activations if operand.arena == ACTIVATION_ARENA and activations else self.arenas[operand.arena]
+        )
         return arena[operand.name] if operand.name else arena.flat(operand.dtype)

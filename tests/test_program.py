@@ -11,7 +11,7 @@ from gpumlp.executors import EagerExecutor
 from gpumlp.kernels import BAD_STEP, CATALOGUE, CONTROL_SIZE, SEED
 from gpumlp.kernels.reference import kernel
 from gpumlp.program import (
-    ACTIVATIONS,
+    ACTIVATION_ARENA,
     PYTHON,
     Builder,
     Memory,
@@ -80,7 +80,7 @@ def test_an_operand_that_does_not_fit_is_refused_when_linked(operand):
 
 def test_an_operand_says_what_it_is():
     assert str(Operand("parameters", "0.weight", (3, 2), "float32")) == "parameters[0.weight][3, 2]"
-    assert str(Operand(ACTIVATIONS, "x", (3, 4), "float32").columns(1, 3)) == "activations[x+1][3, 2]"
+    assert str(Operand(ACTIVATION_ARENA, "x", (3, 4), "float32").columns(1, 3)) == "activations[x+1][3, 2]"
 
 
 # --- the builder --------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def lifetimes(program):
     spans: dict[str, tuple[int, int]] = {}
     for i, call in enumerate(program.calls):
         for o in call.operands:
-            if o is not None and o.arena == ACTIVATIONS:
+            if o is not None and o.arena == ACTIVATION_ARENA:
                 spans[o.name] = (spans.get(o.name, (i, i))[0], i)
     spans.update({name: (-1, len(program.calls)) for name in program.keep})
     return spans

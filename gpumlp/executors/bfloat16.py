@@ -13,7 +13,7 @@ import numpy as np
 from ..arena import Arena, Segment
 from ..backend import Backend
 from ..kernels import BFLOAT16, IN_BFLOAT16, PRODUCTS, kernel_spec
-from ..program import ACTIVATIONS, Call, Operand, Program
+from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite
 from .products import Supports
 
@@ -45,7 +45,7 @@ def keep_in_bfloat16(supports: Supports) -> Rewrite:
         kept = _all_that_can(program, supports)
 
         def turned(operand: Operand | None) -> Operand | None:
-            inside = operand is not None and operand.arena == ACTIVATIONS and operand.name in kept
+            inside = operand is not None and operand.arena == ACTIVATION_ARENA and operand.name in kept
             return replace(operand, dtype=BFLOAT16) if operand is not None and inside else operand
 
         return replace(
@@ -78,7 +78,7 @@ def _all_that_can(program: Program, supports: Supports) -> set[str]:
 def _tensors(call: Call) -> Iterator[tuple[str, Operand]]:
     """The intermediate tensors of a call, by the names of the catalogue."""
     for name, operand in call.by_name.items():
-        if operand is not None and operand.arena == ACTIVATIONS:
+        if operand is not None and operand.arena == ACTIVATION_ARENA:
             yield name, operand
 
 
@@ -146,7 +146,7 @@ class _Copies:
     def _new_tensor(self, shape: tuple[int, ...]) -> Operand:
         name = f"bf16.{len(self.buffers)}"
         self.buffers[name] = Segment(name, shape, BFLOAT16)
-        return Operand(ACTIVATIONS, name, shape, BFLOAT16)
+        return Operand(ACTIVATION_ARENA, name, shape, BFLOAT16)
 
 
 def _shares(operand: Operand, written: Operand) -> bool:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from ..arena import Segment
 from ..kernels import ACTIVATIONS as ELEMENTWISE
 from ..kernels import NARROW, mask_bytes
-from ..program import ACTIVATIONS, Call, Operand, Program
+from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite, substitute
 
 FUSED_ACTIVATIONS = ("relu", "gelu_tanh")
@@ -141,7 +141,7 @@ class _Fusion:
                 assert dx is not None
                 if self._has("product_relu_grad", before, dx, self._sums(dx, k + 2) is not None):
                     shape = (y.shape[0], mask_bytes(y.shape[1]))
-                    return Operand(ACTIVATIONS, f"{y.name}.mask", shape, "uint8")
+                    return Operand(ACTIVATION_ARENA, f"{y.name}.mask", shape, "uint8")
         return None
 
     def _keep_mask(self, y: Operand, mask: Operand) -> None:

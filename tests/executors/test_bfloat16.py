@@ -11,7 +11,7 @@ from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
 from gpumlp.executors.products import fuse_epilogues, fuse_narrow_gradients
 from gpumlp.kernels import PRODUCTS, kernel_spec
-from gpumlp.program import ACTIVATIONS
+from gpumlp.program import ACTIVATION_ARENA
 from tests.executors.programs import ALL, having, memory_of, network, run, step_program
 
 GELU = gm.GELU(approximate="tanh")
@@ -29,7 +29,7 @@ def lowered(net, library=ALL | {"matmul"}):
 
 
 def types_of(program):
-    return {o.name: o.dtype for c in program.calls for o in c.operands if o and o.arena == ACTIVATIONS}
+    return {o.name: o.dtype for c in program.calls for o in c.operands if o and o.arena == ACTIVATION_ARENA}
 
 
 def normalised(activation=None):
@@ -87,7 +87,7 @@ def test_parameters_are_rounded_once_a_step_and_others_once_for_all_products_tha
     copied = [call.operands for call in program.calls if call.kernel == "cast_bf16"]
     assert len({given for given, _ in copied}) == len(copied)
     assert [
-        (given.arena, given.name, copy.arena) for given, copy in copied if given.arena != ACTIVATIONS
+        (given.arena, given.name, copy.arena) for given, copy in copied if given.arena != ACTIVATION_ARENA
     ] == [("parameters", "", PARAMETERS_COPY)]
 
 
@@ -102,7 +102,7 @@ def test_what_changes_within_a_program_is_rounded_again_and_nothing_else():
         for times in (1, 2)
     )
     assert len(set(once)) == len(once)
-    assert {o.arena for o in once if o is not None} == {"parameters", ACTIVATIONS}
+    assert {o.arena for o in once if o is not None} == {"parameters", ACTIVATION_ARENA}
     assert twice == once * 2
 
 
