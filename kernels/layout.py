@@ -25,5 +25,6 @@ JOB_WIDTH = 32
 # Forms of a product: c = a b, c = a^T b, c = a b^T.
 PLAIN, FIRST_TURNED, SECOND_TURNED = 0, 1, 2
 
-LONG, NARROW = 1024, 4
-"""Workers share a matrix of more rows than LONG, and than NARROW times its columns, by rows; others by columns."""
+TALL_ROWS, TALL_RATIO = 1024, 4
+"""Workers share a tall matrix, of more rows than TALL_ROWS and than TALL_RATIO times its columns, by rows; others by
+columns."""

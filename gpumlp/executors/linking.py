@@ -14,13 +14,13 @@ from ..backend import address
 from ..kernels import ACTIVATIONS, CATALOGUE
 from ..kernels.layout import (
     FIRST_TURNED,
-    LONG,
-    NARROW,
     OPERAND_WIDTH,
     OPERANDS,
     PLAIN,
     ROW_WIDTH,
     SECOND_TURNED,
+    TALL_RATIO,
+    TALL_ROWS,
 )
 from ..program import Call, Memory, Operand, Program
 
@@ -40,7 +40,7 @@ BY_SHARE: dict[str, tuple[int, ...]] = {
     "add_bias": (1,),
     **{f"bias_{name}": (1, 2) for name in ACTIVATIONS},
 }
-"""Operands that workers share by columns, or by rows where a matrix is long and narrow; see `intrinsics.share`."""
+"""Operands that workers share by columns, or by rows where a matrix is tall; see `intrinsics.share`."""
 
 BY_COLUMNS: dict[str, tuple[int, ...]] = {
     "column_sums": (0,),
@@ -220,7 +220,7 @@ def _split(instruction: Instruction, k: int, place: Place) -> str:
     if k in BY_COLUMNS.get(kernel, ()):
         return "columns"
     if k in BY_SHARE.get(kernel, ()):
-        return "rows" if place.rows > LONG and place.rows > NARROW * place.columns else "columns"
+        return "rows" if place.rows > TALL_ROWS and place.rows > TALL_RATIO * place.columns else "columns"
     return ""
 
 

@@ -9,7 +9,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..layout import LONG, NARROW, OPERAND_WIDTH, OPERANDS, SCALARS
+from ..layout import OPERAND_WIDTH, OPERANDS, SCALARS, TALL_RATIO, TALL_ROWS
 
 
 @intrinsic
@@ -234,11 +234,11 @@ def part(n, ctx, grain):
 def share(row, k, ctx):
     """This worker's share of matrix k: rows [r0, r1) and columns [c0, c1).
 
-    Long and narrow matrices are split by rows, others by columns, in whole cache lines. Products and the
+    Tall matrices are split by rows, others by columns, in whole cache lines. Products and the
     element-wise calls behind them split alike, and so need no barrier between them.
     """
     rows, columns = rows_of(row, k), columns_of(row, k)
-    if rows > LONG and rows > NARROW * columns:
+    if rows > TALL_ROWS and rows > TALL_RATIO * columns:
         first, last = part(rows, ctx, 16)
         return first, last, 0, columns
     first, last = part(columns, ctx, 16)

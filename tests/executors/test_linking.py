@@ -134,7 +134,7 @@ def test_sums_of_columns_go_with_the_columns_of_a_gradient_but_not_with_rows():
     gradient = instruction("relu_grad_bias", A, B, C, BIAS)
     assert flags(gradient, instruction("column_sums", C, place(95_000, 1, 64))) == [False, False]
     narrow = place(200_000, 2000, 4)
-    product = instruction("matmul", A, B, narrow)  # long and narrow: shared by rows
+    product = instruction("matmul", A, B, narrow)  # tall: shared by rows
     assert flags(product, instruction("add_bias", place(90_000, 1, 4), narrow)) == [False, False]
     assert flags(product, instruction("column_sums", narrow, place(95_000, 1, 4))) == [False, True]
 

@@ -146,7 +146,7 @@ def test_an_edit_of_any_file_is_seen(package, edited):
             "    start = row[OPERANDS + OPERAND_WIDTH * k] + itemsize(like) * 0 +",
         )
     else:  # a constant that is compiled in, outside of the folder
-        text = text.replace("LONG, NARROW = 1024, 4", "LONG, NARROW = 512, 4")
+        text = text.replace("TALL_ROWS, TALL_RATIO = 1024, 4", "TALL_ROWS, TALL_RATIO = 512, 4")
     assert text != path.read_text()
     path.write_text(text)
     after = probe(package)

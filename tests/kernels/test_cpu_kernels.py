@@ -1,7 +1,7 @@
 """Every compiled kernel equals the reference, over the whole catalogue: a new entry is tested by being there.
 
 Operands come in three sizes: small; a size that three workers share by columns
-with a rest; and a matrix so long and narrow that they share its rows.
+with a rest; and a matrix so tall that they share its rows.
 """
 
 import numpy as np
