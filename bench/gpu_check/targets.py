@@ -77,7 +77,7 @@ def checks(context: Context) -> list[Check]:
 
 OTHERS = ("clf", "polar", "deepwide")
 
-IN_ONE_LANE = "graph in one lane", branches, "TILE"  # as if every product filled the GPU by itself
+IN_ONE_LANE = "graph in one lane", branches, "BLOCK_TILE"  # as if every product filled the GPU by itself
 WITHOUT_CHAINS = "graph without chains", unfolding, "CHAIN_NUMBERS"
 OTHERWISE = (
     ("small", *IN_ONE_LANE),

@@ -24,10 +24,10 @@ from .unfolding import Step
 if TYPE_CHECKING:
     from .device import Linked
 
-LANES = 4
+MAX_LANES = 4
 """Launches that may be under way at a time."""
 
-TILE = 128 * 128
+BLOCK_TILE = 128 * 128
 """Numbers of a result that one multiprocessor computes at a time in a large product."""
 
 
@@ -54,7 +54,8 @@ def branch(linked: Linked, launches: Sequence[Launch], memory: Memory, multiproc
         return [Node(launch) for launch in launches]
     accesses = [access(linked, range(first, last), memory) for first, last in linked.groups]
     return [
-        Node(launch, lane, after) for launch, (lane, after) in zip(launches, lanes(accesses), strict=True)
+        Node(launch, lane, after)
+        for launch, (lane, after) in zip(launches, assign_lanes(accesses), strict=True)
     ]
 
 
@@ -63,7 +64,7 @@ def fills(program: Program, multiprocessors: int) -> bool:
     for call in program.calls:
         if call.kernel in PRODUCTS:
             result = call.by_name["c"]
-            if result is not None and math.prod(result.shape) >= multiprocessors * TILE:
+            if result is not None and math.prod(result.shape) >= multiprocessors * BLOCK_TILE:
                 return True
     return False
 
@@ -96,7 +97,7 @@ def _operands(step: Step, linked: Linked, memory: Memory) -> tuple[list[Place], 
     return [p for p in places[:first] if p is not None], [p for p in places[first:] if p is not None]
 
 
-def lanes(accesses: Sequence[Access]) -> list[tuple[int, tuple[int, ...]]]:
+def assign_lanes(accesses: Sequence[Access]) -> list[tuple[int, tuple[int, ...]]]:
     """Return the lane of each launch, and those of other lanes that it waits for.
 
     A launch follows the latest that it has to wait for anyway; where that has a follower already it begins a branch.
@@ -105,7 +106,7 @@ def lanes(accesses: Sequence[Access]) -> list[tuple[int, tuple[int, ...]]]:
         accesses: of the launches, in an order in which they could run one by one.
     """
     ancestors: list[int] = []  # bit i: launch i has ended before
-    tails: list[int | None] = [None] * LANES
+    tails: list[int | None] = [None] * MAX_LANES
     found: list[tuple[int, tuple[int, ...]]] = []
     earlier = _Earlier()
     for j, own in enumerate(accesses):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import gpumlp as gm
 from gpumlp.executors import branches
-from gpumlp.executors.branches import LANES, Access, access, branch, lanes
+from gpumlp.executors.branches import MAX_LANES, Access, access, assign_lanes, branch
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.kernels.cuda.device import Node
 from tests.executors.programs import memory_of, step_program
@@ -34,46 +34,46 @@ A, B, C = (0, 10), (10, 20), (20, 30)
     ],
 )
 def test_a_launch_waits_for_one_that_uses_the_memory_that_it_writes_or_writes_what_it_uses(first, second):
-    assert lanes([first, second]) == [(0, ()), (0, ())]
+    assert assign_lanes([first, second]) == [(0, ()), (0, ())]
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [(reading(A), reading(A)), (writing(A), writing(B)), (writing(A), reading(B))]
 )
 def test_launches_that_share_nothing_or_only_read_take_two_lanes(first, second):
-    assert lanes([first, second]) == [(0, ()), (1, ())]
+    assert assign_lanes([first, second]) == [(0, ()), (1, ())]
 
 
 def test_a_launch_follows_one_that_it_waits_for_and_names_the_others():
-    found = lanes([writing(A), writing(B), Access([A, B], [C])])
+    found = assign_lanes([writing(A), writing(B), Access([A, B], [C])])
     assert found == [(0, ()), (1, ()), (1, (0,))]
 
 
 def test_what_is_waited_for_through_another_is_not_named():
     # the third waits for the second, and so for the first
-    assert lanes([writing(A), Access([A], [B]), Access([A, B], [C])]) == [(0, ()), (0, ()), (0, ())]
+    assert assign_lanes([writing(A), Access([A], [B]), Access([A, B], [C])]) == [(0, ()), (0, ()), (0, ())]
 
 
 def test_a_lane_is_taken_again_by_what_waits_for_its_last_launch():
-    found = lanes([writing(A), Access([A], [B]), Access([A], [C]), Access([B, C], [A]), reading(A)])
+    found = assign_lanes([writing(A), Access([A], [B]), Access([A], [C]), Access([B, C], [A]), reading(A)])
     assert [lane for lane, _ in found] == [0, 0, 1, 1, 1]
     assert [after for _, after in found] == [(), (), (0,), (1,), ()]
 
 
 def test_a_launch_follows_the_latest_that_it_waits_for():
     d, e = (30, 40), (40, 50)
-    found = lanes([writing(A), writing(B), writing(C), Access([B, C], [d]), Access([B, d], [e])])
+    found = assign_lanes([writing(A), writing(B), writing(C), Access([B, C], [d]), Access([B, d], [e])])
     assert found[-1] == (2, ())
 
 
 def test_what_is_waited_for_through_another_lane_is_not_named():
     d, e = (30, 40), (40, 50)
-    found = lanes([writing(A), writing(B), Access([A, B], [C]), writing(d), Access([A, B, C, d], [e])])
+    found = assign_lanes([writing(A), writing(B), Access([A, B], [C]), writing(d), Access([A, B, C, d], [e])])
     assert found[-1][1] == (2,)
 
 
 def test_where_every_lane_is_taken_the_one_that_ends_first_goes_on():
-    assert [lane for lane, _ in lanes([writing((i, i + 1)) for i in range(6)])] == [0, 1, 2, 3, 0, 1]
+    assert [lane for lane, _ in assign_lanes([writing((i, i + 1)) for i in range(6)])] == [0, 1, 2, 3, 0, 1]
 
 
 RANGE = st.tuples(st.integers(0, 12), st.integers(1, 3)).map(lambda t: (t[0], t[0] + t[1]))
@@ -83,11 +83,11 @@ ACCESS = st.builds(Access, st.lists(RANGE, max_size=3), st.lists(RANGE, max_size
 @given(st.lists(ACCESS, max_size=30))
 def test_launches_whose_order_matters_are_always_in_order(accesses):
     """Behind each other in a lane, or one named by the other, directly or through others."""
-    placed = lanes(accesses)
+    placed = assign_lanes(accesses)
     before: list[set[int]] = []
     tails: dict[int, int] = {}
     for j, (lane, after) in enumerate(placed):
-        assert 0 <= lane < LANES
+        assert 0 <= lane < MAX_LANES
         waited = {*after, *([tails[lane]] if lane in tails else [])}
         before.append(waited.union(*(before[i] for i in waited)))
         tails[lane] = j
@@ -152,8 +152,8 @@ def test_what_a_step_writes_is_in_its_access_and_so_is_its_working_memory(stand_
 @pytest.mark.parametrize("order", ["ascending", "descending", "random:3"])
 def test_branches_in_any_order_give_the_bits_of_one_lane(order, stand_in, monkeypatch):
     found = []
-    for tile in (branches.TILE, 0):
-        monkeypatch.setattr(branches, "TILE", tile)
+    for tile in (branches.BLOCK_TILE, 0):
+        monkeypatch.setattr(branches, "BLOCK_TILE", tile)
         stand_in(order=order)
         rng = np.random.default_rng(0)
         trainer = gm.Trainer(on_stand_in("tanh"), loss="cross_entropy", optimizer="adam", seed=5)
@@ -166,12 +166,12 @@ def test_branches_in_any_order_give_the_bits_of_one_lane(order, stand_in, monkey
 
 def test_a_branch_that_did_not_wait_would_be_noticed(stand_in, monkeypatch):
     """The stand-in runs branches in another order than they stand in: this test tests those above."""
-    plain = branches.lanes
+    plain = branches.assign_lanes
 
     def impatient(accesses):  # the update does not wait for all gradients
         *others, (lane, _) = plain(accesses)
         return [*others, (lane, ())]
 
-    monkeypatch.setattr(branches, "lanes", impatient)
+    monkeypatch.setattr(branches, "assign_lanes", impatient)
     with pytest.raises(AssertionError):
         test_branches_in_any_order_give_the_bits_of_one_lane("ascending", stand_in, monkeypatch)

@@ -343,7 +343,7 @@ def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gp
     gpu()
     found = train("fake:0")
     assert CUDA.lanes > 1
-    monkeypatch.setattr(branches, "TILE", 0)  # a product of any size fills the GPU
+    monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
     CUDA.lanes = 1
     alone = train("fake:0")
     assert CUDA.lanes == 1
@@ -461,7 +461,7 @@ def test_memory_goes_with_the_training_that_took_it(kind, gpu, monkeypatch):
         gc.collect()  # layers and their network refer to each other
         left.append(sum(memory() is not None for memory in taken))
     assert len(taken) > 30
-    assert left[0] == left[1] == left[2] <= branches.LANES  # workspaces of the library
+    assert left[0] == left[1] == left[2] <= branches.MAX_LANES  # workspaces of the library
 
 
 def test_trainings_in_several_threads_do_not_meet(kind, gpu):
