@@ -22,16 +22,23 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpumlp.predictions import (
+    Codes,
+    Floats,
+    Weights,
+    as_codes,
+    as_labels,
+    code_pair,
+    probability_pair,
+    probability_rows,
+    same_length,
+    score_weights,
+    sum_to_one,
+    value_pair,
+)
 from gpumlp.registry import look_up
 
-Weights: TypeAlias = ArrayLike | None
 Average: TypeAlias = Literal["binary", "macro", "weighted"]
-Floats: TypeAlias = NDArray[np.float64]
-Codes: TypeAlias = NDArray[np.int64]
-
-# By how much a row of probabilities may miss 1, after products in reduced precision; it is then normalised.
-_SUM_TOLERANCE = 1e-2
-_ROUNDING = 1e-6
 
 
 def _sklearn(score: str, *arrays: NDArray[Any], **settings: Any) -> Any:
@@ -43,109 +50,13 @@ def _sklearn(score: str, *arrays: NDArray[Any], **settings: Any) -> Any:
         return getattr(metrics, score)(*arrays, **settings)
 
 
-def _finite(name: str, values: ArrayLike) -> Floats:
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} has the dtype {array.dtype}; expected numbers")
-    array = array.astype(np.float64, copy=False)
-    if array.size == 0:
-        raise ValueError(f"{name} is empty; expected at least one sample")
-    wrong = array[~np.isfinite(array)]
-    if wrong.size:
-        raise ValueError(f"{name} has {wrong[0]}; expected finite numbers; leave such samples out")
-    return array
-
-
-def _same_length(n: int, name: str, other: int) -> None:
-    if n != other:
-        raise ValueError(f"y_true has {n} samples and {name} {other}; expected the same number")
-
-
-def _column(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Return (n,) or (n, 1) as (n,)."""
-    array = np.asarray(values)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1:
-        raise ValueError(f"{name} has the shape {array.shape}; expected one number or label a sample, (n,)")
-    return array
-
-
-def _labels(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Return labels (n,) as int64 or as text."""
-    array = _column(name, values)
-    kind = array.dtype.kind
-    if kind in "UT" or (kind == "O" and array.size and all(isinstance(label, str) for label in array)):
-        return array.astype(str)
-    numbers = _finite(name, array)
-    broken = numbers[numbers != np.floor(numbers)]
-    if broken.size:
-        raise ValueError(f"{name} has {broken[0]}; expected classes: whole numbers or text")
-    return array.astype(np.int64)
-
-
-def _codes(name: str, values: ArrayLike, n_classes: int) -> Codes:
-    codes = _labels(name, values)
-    if codes.dtype.kind == "U":
-        raise TypeError(f"{name} has text; expected class codes, 0 to {n_classes - 1}")
-    outside = codes[(codes < 0) | (codes >= n_classes)]
-    if outside.size:
-        raise ValueError(f"{name} has the class code {outside[0]}; expected 0 to {n_classes - 1}")
-    return codes
-
-
-def _code_pair(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> tuple[Codes, Codes]:
-    true, predicted = _codes("y_true", y_true, n_classes), _codes("y_pred", y_pred, n_classes)
-    _same_length(len(true), "y_pred", len(predicted))
-    return true, predicted
-
-
-def _weights(sample_weight: Weights, n: int) -> Floats | None:
-    if sample_weight is None:
-        return None
-    weights = _finite("sample_weight", _column("sample_weight", sample_weight))
-    _same_length(n, "sample_weight", len(weights))
-    if weights.min() < 0 or weights.sum() == 0:
-        raise ValueError("sample_weight has a negative number, or only zeros; expected numbers >= 0")
-    return weights
-
-
-def _probability_rows(probabilities: ArrayLike) -> Floats:
-    """Return probabilities as (n, classes), from 0 to 1; the rows need not sum to 1."""
-    rows = _finite("probabilities", probabilities)
-    outside = rows[(rows < 0) | (rows > 1 + _ROUNDING)]
-    if outside.size:
-        raise ValueError(f"probabilities has {outside[0]}; expected 0 to 1; apply sigmoid or softmax first")
-    rows = np.minimum(rows, 1.0)
-    if rows.ndim == 1 or (rows.ndim == 2 and rows.shape[1] == 1):
-        return np.stack([1.0 - rows.ravel(), rows.ravel()], axis=1)
-    if rows.ndim != 2:
-        raise ValueError(f"probabilities has the shape {rows.shape}; expected (n, classes) or (n,)")
-    return rows
-
-
-def _sum_to_one(rows: Floats) -> bool:
-    return bool(np.abs(rows.sum(axis=1) - 1.0).max() <= _SUM_TOLERANCE)
-
-
-def _probability_pair(
-    y_true: ArrayLike, probabilities: ArrayLike, sample_weight: Weights
-) -> tuple[Codes, Floats, Floats | None]:
-    rows = _probability_rows(probabilities)
-    if not _sum_to_one(rows):
-        raise ValueError("the rows of probabilities do not sum to 1; expected one probability a class")
-    codes = _codes("y_true", y_true, rows.shape[1])
-    _same_length(len(codes), "probabilities", len(rows))
-    return codes, rows / rows.sum(axis=1, keepdims=True), _weights(sample_weight, len(codes))
-
-
 def _score_classes(
     score: str, y_true: ArrayLike, y_pred: ArrayLike, sample_weight: Weights, **settings: Any
 ) -> float:
-    true, predicted = _labels("y_true", y_true), _labels("y_pred", y_pred)
+    true, predicted = as_labels("y_true", y_true), as_labels("y_pred", y_pred)
     if true.dtype.kind != predicted.dtype.kind:
         raise TypeError("one of y_true and y_pred has text, the other numbers; expected the same labels")
-    _same_length(len(true), "y_pred", len(predicted))
+    same_length(len(true), "y_pred", len(predicted))
     if settings.get("average") == "binary":
         present = np.union1d(true, predicted).tolist()
         if not set(present) <= {0, 1}:
@@ -153,7 +64,7 @@ def _score_classes(
                 f"found the classes {present[:5]}; expected 0 and 1; average 'macro' or 'weighted'"
             )
     return float(
-        _sklearn(score, true, predicted, sample_weight=_weights(sample_weight, len(true)), **settings)
+        _sklearn(score, true, predicted, sample_weight=score_weights(sample_weight, len(true)), **settings)
     )
 
 
@@ -163,19 +74,9 @@ def _average(score: str, y_true: ArrayLike, y_pred: ArrayLike, average: str, sam
     return _score_classes(score, y_true, y_pred, sample_weight, average=average, zero_division=0)
 
 
-def _value_pair(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[Floats, Floats]:
-    """Return both as (n, outputs), so that (n,) against (n, 1) is never broadcast to (n, n)."""
-    true, predicted = _finite("y_true", y_true), _finite("y_pred", y_pred)
-    true, predicted = (array[:, None] if array.ndim == 1 else array for array in (true, predicted))
-    if true.shape != predicted.shape or true.ndim != 2:
-        shapes = f"y_true has the shape {np.shape(y_true)} and y_pred {np.shape(y_pred)}"
-        raise ValueError(f"{shapes}; expected the same, (n,) or (n, outputs)")
-    return true, predicted
-
-
 def _score_values(score: str, y_true: ArrayLike, y_pred: ArrayLike, sample_weight: Weights) -> float:
-    true, predicted = _value_pair(y_true, y_pred)
-    return float(_sklearn(score, true, predicted, sample_weight=_weights(sample_weight, len(true))))
+    true, predicted = value_pair(y_true, y_pred)
+    return float(_sklearn(score, true, predicted, sample_weight=score_weights(sample_weight, len(true))))
 
 
 # ---- classes ----
@@ -192,7 +93,7 @@ def classes_from_probabilities(probabilities: ArrayLike, threshold: float = 0.5)
     """
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold is {threshold}; expected a number from 0 to 1")
-    rows = _probability_rows(probabilities)
+    rows = probability_rows(probabilities)
     return (rows[:, 1] > threshold).astype(np.int64) if rows.shape[1] == 2 else rows.argmax(axis=1)
 
 
@@ -238,7 +139,7 @@ def f1(
 
 def confusion_matrix(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> Codes:
     """Return counts (n_classes, n_classes), int64: row the true class code, column the predicted one."""
-    true, predicted = _code_pair(y_true, y_pred, n_classes)
+    true, predicted = code_pair(y_true, y_pred, n_classes)
     return np.asarray(_sklearn("confusion_matrix", true, predicted, labels=np.arange(n_classes)), np.int64)
 
 
@@ -247,7 +148,7 @@ def confusion_matrix(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> Co
 
 def log_loss(y_true: ArrayLike, probabilities: ArrayLike, *, sample_weight: Weights = None) -> float:
     """Return the mean of -ln(probability of the true class code), a probability of 0 counted as 2.2e-16."""
-    codes, rows, weights = _probability_pair(y_true, probabilities, sample_weight)
+    codes, rows, weights = probability_pair(y_true, probabilities, sample_weight)
     return float(_sklearn("log_loss", codes, rows, labels=np.arange(rows.shape[1]), sample_weight=weights))
 
 
@@ -261,7 +162,7 @@ def roc_auc(y_true: ArrayLike, probabilities: ArrayLike, *, sample_weight: Weigh
     Raises:
         ValueError: also when a class does not occur in `y_true`; its curve does not exist.
     """
-    codes, rows, weights = _probability_pair(y_true, probabilities, sample_weight)
+    codes, rows, weights = probability_pair(y_true, probabilities, sample_weight)
     classes = np.arange(rows.shape[1])
     if not _all_occur(codes, len(classes), weights):
         raise ValueError(
@@ -399,20 +300,20 @@ def classification_scores(
     Raises:
         ValueError: also when `n_classes` is below 2 or not that of `probabilities`.
     """
-    rows = _probability_rows(probabilities)
+    rows = probability_rows(probabilities)
     if n_classes < 2 or rows.shape[1] != n_classes:
         found = f"probabilities has {rows.shape[1]} classes and n_classes is {n_classes}"
         raise ValueError(f"{found}; expected the same number, at least 2")
-    codes = _codes("y_true", y_true_codes, n_classes)
-    _same_length(len(codes), "probabilities", len(rows))
-    weights = _weights(sample_weight, len(codes))
+    codes = as_codes("y_true", y_true_codes, n_classes)
+    same_length(len(codes), "probabilities", len(rows))
+    weights = score_weights(sample_weight, len(codes))
     predicted = classes_from_probabilities(rows, threshold)
     left_out = () if n_classes == 2 else ("precision", "recall", "f1")
     apply = [
         metric for metric in METRICS.values() if metric.needs == "classes" and metric.name not in left_out
     ]
     scores = {metric.name: metric(codes, predicted, weights) for metric in apply}
-    if _sum_to_one(rows):
+    if sum_to_one(rows):
         scores["log_loss"] = log_loss(codes, rows, sample_weight=weights)
         if _all_occur(codes, n_classes, weights):
             scores["roc_auc"] = roc_auc(codes, rows, sample_weight=weights)
@@ -426,9 +327,9 @@ def per_class_scores(
 
     The support is the number of samples of a class in `y_true`, or the sum of their weights.
     """
-    true, predicted = _code_pair(y_true, y_pred, n_classes)
+    true, predicted = code_pair(y_true, y_pred, n_classes)
     settings = {"labels": np.arange(n_classes), "zero_division": 0}
-    weights = _weights(sample_weight, len(true))
+    weights = score_weights(sample_weight, len(true))
     columns = _sklearn("precision_recall_fscore_support", true, predicted, sample_weight=weights, **settings)
     names = ("precision", "recall", "f1", "support")
     return {name: [float(v) for v in column] for name, column in zip(names, columns, strict=True)}
@@ -438,7 +339,7 @@ def regression_scores(
     y_true: ArrayLike, y_pred: ArrayLike, *, sample_weight: Weights = None
 ) -> dict[str, float]:
     """Return mse, rmse, mae and r2 of values; what is not finite (r2 of one sample, overflow) is left out."""
-    true, predicted = _value_pair(y_true, y_pred)
+    true, predicted = value_pair(y_true, y_pred)
     names = ("mse", "rmse", "mae", "r2") if len(true) > 1 else ("mse", "rmse", "mae")
     scores = {name: METRICS[name](true, predicted, sample_weight) for name in names}
     return {name: score for name, score in scores.items() if math.isfinite(score)}
