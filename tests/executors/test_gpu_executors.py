@@ -3,7 +3,6 @@
 import gc
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ import gpumlp as gm
 from gpumlp import executors, feed
 from gpumlp.executors import EagerExecutor, choose_executor, graph, unfolding
 from gpumlp.executors.graph import Chunk, GraphExecutor, chunks
-from gpumlp.executors.resident import Gang, ResidentExecutor
+from gpumlp.executors.resident import ResidentExecutor
 from gpumlp.executors.streaming import StreamingExecutor
 from gpumlp.failure import NonFiniteLossError
-from gpumlp.feed import Shared
 from gpumlp.program import Builder
 
 RNG = np.random.default_rng(2)
@@ -194,6 +192,23 @@ def test_a_precision_goes_with_float32_alone(stand_in):
         gm.Trainer(gm.mlp((2, 2), device="stand-in"), loss="mse", dtype="float64", precision="bf16")
 
 
+def test_fits_from_several_threads_do_not_meet(kind, stand_in):
+    stand_in()
+    found: list[dict] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(train("stand-in")[0].network.state_dict()))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    for weights in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(weights[name], value)
+
+
 # --- which executor ----------------------------------------------------------------------------------------------
 
 
@@ -247,6 +262,10 @@ def test_predictions_of_a_gpu_are_those_of_the_cpu(stand_in):
     network = gm.mlp((5, 16, 3), seed=3, device="cpu")
     expected = network.predict(X)
     np.testing.assert_allclose(network.to("stand-in").predict(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_choose_executor_without_a_plan_names_the_graph(stand_in):
+    assert choose_executor(stand_in(), has_python=False) == (GraphExecutor, "graph")
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------
@@ -372,145 +391,3 @@ def test_memory_is_given_back_after_a_training(kind, stand_in):
     train("stand-in", epochs=1)
     gc.collect()  # layers and their network refer to each other
     assert backend.device.memory()[0] == backend.device.memory_bytes
-
-
-# --- many at once --------------------------------------------------------------------------------------------------
-
-
-def many(device, count, **settings):
-    trainers = gm.make_trainers(
-        list(range(count)),
-        lambda: gm.mlp((5, 8, 3), device=device, dropout=0.1),
-        loss="cross_entropy",
-        optimizer=gm.Adam(1e-2),
-    )
-    gm.fit_many(trainers, X, LABELS, batch_size=16, progress=False, **{"epochs": 3, **settings})
-    return [trainer.network.state_dict() for trainer in trainers]
-
-
-def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alone(stand_in, monkeypatch):
-    launched: list[int] = []
-    launch = Gang._launch
-
-    def noted(self, requests, kernels):
-        launched.append(len(requests))
-        launch(self, requests, kernels)
-
-    monkeypatch.setattr(Gang, "_launch", noted)
-    stand_in()
-    together = many("stand-in", 7)
-    assert max(launched) == 7
-    for seed, weights in enumerate(together):
-        trainer = gm.Trainer(
-            gm.mlp((5, 8, 3), device="stand-in", dropout=0.1),
-            loss="cross_entropy",
-            optimizer=gm.Adam(1e-2),
-            seed=seed,
-        )
-        trainer.fit(X, LABELS, epochs=3, batch_size=16, progress=False)
-        for name, value in trainer.network.state_dict().items():
-            np.testing.assert_array_equal(weights[name], value)
-
-
-def test_many_networks_share_one_copy_of_the_data(stand_in, monkeypatch):
-    backend = stand_in()
-    sizes: list[Any] = []
-    asarray = type(backend).asarray
-
-    def noted(self, array, dtype=None):
-        sizes.append(np.shape(array))
-        return asarray(self, array, dtype)
-
-    monkeypatch.setattr(type(backend), "asarray", noted)
-    many("stand-in", 5, epochs=1)
-    assert sizes.count(X.shape) == 1
-
-
-def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
-    stand_in()
-    trainers = [
-        gm.Trainer(gm.mlp((5, 8, 2), device="stand-in"), loss="mse", optimizer=gm.SGD(lr), seed=1)
-        for lr in (0.01, 1e6, 0.02)
-    ]
-    with pytest.raises(NonFiniteLossError):
-        gm.fit_many(trainers, X, VALUES, epochs=4, batch_size=16, progress=False)
-    assert [len(trainer.history) for trainer in trainers] == [4, len(trainers[1].history), 4]
-
-
-def test_settings_that_are_refused_leave_nobody_waiting(stand_in):
-    stand_in()
-    trainers = gm.make_trainers(list(range(3)), lambda: gm.mlp((5, 8, 3), device="stand-in"), loss="mse")
-    for wrong in ({"epochs": "2"}, {"batch_size": 0}, {"epochs": 1, "validate_every": "often"}):
-        with pytest.raises(ValueError, match=r"(epochs|batch_size|validate_every) is"):
-            gm.fit_many(trainers, X, VALUES, progress=False, **wrong)
-        assert [trainer.shared for trainer in trainers] == [None] * 3
-
-
-def test_the_executor_of_a_network_does_not_depend_on_how_far_the_others_of_the_gang_are(
-    stand_in, monkeypatch
-):
-    """One that is small only together takes the resident kernel, though all others have left."""
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 1000)
-    backend = stand_in()
-    gangs: dict[str, Any] = {}
-    seats = [executors.new_seat(backend, gangs) for _ in range(3)]
-    for seat in seats[1:]:
-        seat.leave()
-    trainer = gm.Trainer(gm.mlp((5, 8, 3), device="stand-in"), loss="cross_entropy")
-    for shared, name in ((Shared({}, seats[0]), "resident"), (None, "graph")):
-        trainer.shared = shared
-        trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
-        assert trainer.trained_on == name
-
-
-def test_where_a_thread_cannot_be_started_nobody_waits_for_its_network(stand_in, monkeypatch):
-    class Few(ThreadPoolExecutor):
-        def submit(self, function, /, *given, **settings):
-            if given[-1] == 2:
-                raise RuntimeError("can't start new thread")
-            return super().submit(function, *given, **settings)
-
-    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Few)
-    stand_in()
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        many("stand-in", 4)
-
-
-def test_cross_validation_of_small_networks_fills_the_gpu(stand_in, assert_close):
-    stand_in()
-    settings: dict[str, Any] = {
-        "k": 3,
-        "loss": "cross_entropy",
-        "epochs": 2,
-        "batch_size": 16,
-        "progress": False,
-    }
-
-    def scores(device):
-        return gm.cross_validate(lambda: gm.mlp((5, 8, 3), device=device), X, LABELS, **settings)
-
-    found, expected = scores("stand-in"), scores("cpu")
-    for a, b in zip(found.scores, expected.scores, strict=True):
-        assert a["accuracy"] == b["accuracy"]
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-
-
-def test_fits_from_several_threads_do_not_meet(kind, stand_in):
-    stand_in()
-    found: list[dict] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(train("stand-in")[0].network.state_dict()))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 3
-    for weights in found[1:]:
-        for name, value in found[0].items():
-            np.testing.assert_array_equal(weights[name], value)
-
-
-def test_choose_executor_without_a_plan_names_the_graph(stand_in):
-    assert choose_executor(stand_in(), has_python=False) == (GraphExecutor, "graph")
