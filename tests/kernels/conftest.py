@@ -1,6 +1,9 @@
-"""Calling one compiled kernel by itself, as the walker calls it: with rows of addresses, for each worker in turn."""
+"""What the tests of kernels share: calling one by itself, with rows of addresses; a GPU of stand-ins."""
 
 import ctypes
+import importlib.machinery
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,12 +12,15 @@ import pytest
 
 import gpumlp as gm
 from gpumlp.arena import Arena
+from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors.linking import encode, instruct, work_bytes
 from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
 from gpumlp.kernels.cpu import address
-from gpumlp.kernels.cuda import OPERATIONS, TYPES, host
+from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host
 from gpumlp.kernels.layout import WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
+from tests.kernels.stand_in_cublaslt import COMPUTE, CUDA_TYPES, OPERATION, FakeCublasLt
+from tests.kernels.stand_in_cupy import CUDA, fake_cupy
 
 _signature = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -115,3 +121,35 @@ def run_cuda(host_compiler) -> Callable[..., None]:
         _run_on_host(modules[dtype], kernel, arrays, scalars, dtype, blocks, threads, order)
 
     return run
+
+
+@pytest.fixture
+def library(monkeypatch, host_compiler):
+    """CuPy's and nvmath's stand-ins in the place of the modules; the one of cuBLASLt."""
+    lt, nvmath = FakeCublasLt(), types.ModuleType("nvmath")
+    nvmath.__spec__ = importlib.machinery.ModuleSpec("nvmath", None)
+    nvmath.__dict__["CudaDataType"] = CUDA_TYPES
+    cublas = types.SimpleNamespace(ComputeType=COMPUTE, Operation=OPERATION)
+    modules = {"cupy": fake_cupy(), "nvmath": nvmath, "nvmath.bindings": types.ModuleType("nvmath.bindings")}
+    modules |= {"nvmath.bindings.cublasLt": lt, "nvmath.bindings.cublas": cublas}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(cupy_device, "_DEVICES", {})
+    CUDA.__init__()  # type: ignore[misc]
+    return lt
+
+
+@pytest.fixture
+def gpu(library):
+    """Make a GPU of a number: ``gpu(1)`` returns its backend, "fake:1"."""
+    made = []
+
+    def make(index=0):
+        device = cupy_device.cupy_device(index)
+        made.append(f"fake:{index}")
+        register_backend(Backend(made[-1], sys.modules["cupy"], device))
+        return gm.get_backend(made[-1])
+
+    yield make
+    for name in made:
+        unregister_backend(name)
