@@ -14,11 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ._version import __version__
-from .commands import bench, evaluate, info, predict, reproduce, sweep, train
 from .commands.output import note
 from .mistakes import is_meant
-
-COMMANDS = (train, sweep, evaluate, predict, bench, reproduce, info)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    # within `main`, where Ctrl-C is one line
+    from .commands import bench, evaluate, info, predict, reproduce, sweep, train
+
     parser = _Parser(
         prog="gpumlp",
         description="Train dense networks on an NVIDIA GPU or on the CPU.",
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gpumlp {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for command in (train, sweep, evaluate, predict, bench, reproduce, info):
         command.add_parser(subparsers)
     return parser
 
@@ -51,13 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: without the program's name; those of the process unless given.
     """
     try:
-        args = make_parser().parse_args(argv)
-    except SystemExit as done:  # --help, --version, or arguments that do not parse
-        return int(done.code or 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = _show_warning  # type: ignore[assignment]
-        return _run(args)
+        try:
+            args = make_parser().parse_args(argv)
+        except SystemExit as done:  # --help, --version, or arguments that do not parse
+            return int(done.code or 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            return _run(args)
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -65,9 +69,6 @@ def _run(args: argparse.Namespace) -> int:
         code = int(args.run(args))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        note("interrupted")
-        return 130
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

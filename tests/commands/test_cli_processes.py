@@ -59,6 +59,25 @@ def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_has_the_same_bits(here, ca
     assert Path("part/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
+def test_ctrl_c_before_the_commands_are_imported_is_one_line():
+    """By an importer that presses it when a module that they need is looked for."""
+    press = """
+import signal, sys
+import gpumlp.cli
+
+class Pressing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gpumlp.machine":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Pressing())
+sys.exit(gpumlp.cli.main(["--version"]))
+"""
+    done = subprocess.run([sys.executable, "-c", press], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gpumlp: interrupted\n")
+
+
 def test_a_killed_run_is_named_by_the_next_command_and_can_be_gone_on_with(here, capsys):
     code, _ = stopped(start("train", *LONG, "part"), signal.SIGKILL)
     assert code == -signal.SIGKILL
