@@ -166,9 +166,7 @@ def test_a_worker_process_checks_trains_and_hands_over_its_weights(tmp_path):
         reference = loop.NumpyFloat64(threads=1)
         reference.prepare(problem)
         reference.train(2)
-        found = module("comparison").compare(
-            module("contract").load_weights(path), reference.weights(), problem
-        )
+        found = module("judge").compare(module("contract").load_weights(path), reference.weights(), problem)
         assert found["loss_error"] < 1e-5
         assert 0 < found["move_error"] < 1e-4
         process.ask("prepare", 60, problem=saved)
@@ -212,16 +210,16 @@ def test_commands_are_answered_line_by_line_whatever_they_are():
 
 
 def test_the_judge_sees_a_peer_that_leaves_out_the_short_last_batch():
-    comparison, loop = module("comparison"), module("numpy_loop")
+    judge, loop = module("judge"), module("numpy_loop")
     problem = small_problem(40)
     reference, lazy = (loop.NumpyFloat64(threads=1) for _ in range(2))
     reference.prepare(problem)
     reference.train(3)
     lazy.prepare(problem.to_check(32))
     lazy.train(3)
-    found = comparison.compare(lazy.weights(), reference.weights(), problem)
-    assert found["move_error"] > comparison.MOVE_TOLERANCE
-    same = comparison.compare(reference.weights(), reference.weights(), problem)
+    found = judge.compare(lazy.weights(), reference.weights(), problem)
+    assert found["move_error"] > judge.MOVE_TOLERANCE
+    same = judge.compare(reference.weights(), reference.weights(), problem)
     assert same["move_error"] == same["loss_error"] == 0
 
 
@@ -239,10 +237,9 @@ def doubled() -> Any:
 
 
 def test_a_peer_whose_result_is_wrong_is_not_timed(tmp_path):
-    comparison = module("comparison")
     contest = module("registry").CONTESTS["small"]
     problem, _ = saved_small(tmp_path / "p")
-    arena = comparison.Arena(contest, problem, tmp_path)
+    judge = module("judge").Judge(contest, problem, tmp_path)
     worker, commands = module("worker"), module("worker").Commands(doubled())
 
     class InThisProcess:
@@ -252,7 +249,7 @@ def test_a_peer_whose_result_is_wrong_is_not_timed(tmp_path):
             return commands.answer({"do": do, **arguments})
 
     with pytest.raises(worker.WorkerError, match=r"check: after 3 epochs .* not timed"):
-        arena.enter(InThisProcess())
+        judge.enter(InThisProcess())
 
 
 def test_one_run_compares_and_writes_json_and_markdown(tmp_path, capsys, monkeypatch):

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.peers.comparison import Arena, Entry, first_problem, spread
+from bench.peers.comparison import spread
 from bench.peers.contract import Measurement, Peer, Problem
+from bench.peers.judge import Entry, Judge, first_problem
 from bench.peers.registry import GPU_PEERS, Contest
 from bench.peers.worker import Worker, WorkerError
 from gpumlp.cpus import cpu_counts
@@ -69,7 +70,7 @@ def contest_of(name: str) -> Contest:
     return Contest(name, replace(workload, networks=1), workload.rates)
 
 
-class WideArena(Arena):
+class WideJudge(Judge):
     """A contest whose peers are checked on narrower layers."""
 
     def _to_check(self, loss: str) -> Problem:
@@ -127,16 +128,16 @@ class Race:
                 left_out[peer.name] = reason
         with tempfile.TemporaryDirectory() as folder:
             looser = 10 if contest.workload.optimizer == "adam" else 1
-            arena = (WideArena if max(contest.workload.sizes) > 2048 else Arena)(
+            judge = (WideJudge if max(contest.workload.sizes) > 2048 else Judge)(
                 contest,
                 problem,
                 Path(folder),
                 LOSS_TOLERANCE[precision],
                 min(1.0, looser * MOVE_TOLERANCE[precision]),
             )
-            entries = self._entered(arena, left_out)
+            entries = self._entered(judge, left_out)
             rates = self._timed(contest, entries, left_out)
-            results = [self._result(arena, entries[name], rates[name]) for name in entries if rates[name]]
+            results = [self._result(judge, entries[name], rates[name]) for name in entries if rates[name]]
             for entry in entries.values():
                 with contextlib.suppress(WorkerError):
                     entry.worker.ask("forget", RUN_LIMIT)
@@ -152,12 +153,12 @@ class Race:
             known = self._workers[peer.name] = Worker(peer, self.threads, log)
         return known
 
-    def _entered(self, arena: Arena, left_out: dict[str, str]) -> dict[str, Entry]:
+    def _entered(self, judge: Judge, left_out: dict[str, str]) -> dict[str, Entry]:
         """Let all peers be checked, and compile, side by side."""
         peers = [peer for peer in self.peers if peer.name not in left_out]
         entries: dict[str, Entry] = {}
         with ThreadPoolExecutor(max(1, len(peers))) as pool:
-            futures = {peer.name: pool.submit(arena.enter, self._worker(peer)) for peer in peers}
+            futures = {peer.name: pool.submit(judge.enter, self._worker(peer)) for peer in peers}
             for name, future in futures.items():
                 try:
                     entries[name] = future.result(max(1.0, min(CHECK_LIMIT, self.context.seconds_left)))
@@ -191,8 +192,8 @@ class Race:
                 rates[name].append(done.steps / done.seconds)
         return rates
 
-    def _result(self, arena: Arena, entry: Entry, rates: Sequence[float]) -> dict[str, Any]:
-        workload = arena.problem.workload
+    def _result(self, judge: Judge, entry: Entry, rates: Sequence[float]) -> dict[str, Any]:
+        workload = judge.problem.workload
         median = statistics.median(rates)
         return {
             "peer": entry.worker.peer.name,
