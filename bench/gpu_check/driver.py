@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from bench.child import Child
 from gpumlp.cpus import cpu_counts
 from gpumlp.files import write_json
 from gpumlp.machine import commit, machine, versions
@@ -25,7 +20,6 @@ from gpumlp.machine import commit, machine, versions
 from .sections import Section
 from .worker import LOST, NO_DEVICE
 
-ROOT = Path(__file__).resolve().parents[2]
 BEGIN_LIMIT = 120.0
 """Seconds that a process may take to import, to find the GPU and to list its checks."""
 
@@ -58,7 +52,7 @@ class Run:
         self._environment = environment or {}
         self._lock = threading.Lock()
         self._saved = 0.0
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._children: set[Child] = set()
         self._stopped = threading.Event()
         self.result: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -115,10 +109,8 @@ class Run:
     def close(self) -> None:
         """End all processes; none is started any more."""
         self._stopped.set()
-        for process in list(self._processes):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for child in list(self._children):
+            child.kill()
 
     # --- one section ---------------------------------------------------------------------------------------------
 
@@ -159,50 +151,35 @@ class Run:
 
     def _in_a_process(self, section: Section, entry: dict[str, Any], end: float) -> int:
         done = [record["check"] for record in entry["checks"]]
-        command = [sys.executable, "-m", "bench.gpu_check.worker", section.name, self.device]
+        seconds = str(max(1.0, end - time.monotonic()))
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
-                [*command, str(max(1.0, end - time.monotonic()))],
-                cwd=ROOT,
-                env={**os.environ, **self._environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # so that processes of its own end with it
+            child = Child(
+                *("bench.gpu_check.worker", section.name, self.device, seconds),
+                log=log,
+                environment=self._environment,
             )
-            self._processes.add(process)
+            self._children.add(child)
             try:
-                assert process.stdin is not None
                 with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(done).encode() + b"\n")
-                    process.stdin.flush()
-                return self._follow(process, entry, end, log)
+                    child.write(done)
+                return self._follow(child, entry, end, log)
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    if pipe is not None:
-                        with contextlib.suppress(OSError):
-                            pipe.close()
-                self._processes.discard(process)
+                child.close()
+                self._children.discard(child)
 
-    def _follow(
-        self, process: subprocess.Popen[bytes], entry: dict[str, Any], end: float, log: IO[bytes]
-    ) -> int:
+    def _follow(self, child: Child, entry: dict[str, Any], end: float, log: IO[bytes]) -> int:
         """Take down what a process says until it ends; return its exit code, `LOST` where it was ended."""
-        lines = _Lines(process)
         at_hand, limit = "", BEGIN_LIMIT
         while True:
             # what takes longer than the section has left is not waited for either, but for a little
             seconds = min(limit, max(1.0, end + 10 - time.monotonic()))
             try:
-                value = lines.next(seconds)
+                value = child.read(seconds)
             except TimeoutError:
                 _note_loss(entry, at_hand, f"no end within {seconds:.0f} s", log)
                 return LOST
             if value is None:
-                code = process.wait()
+                code = child.wait()
                 if (at_hand and code != LOST) or (not at_hand and code not in (0, NO_DEVICE, LOST)):
                     _note_loss(entry, at_hand, f"its process ended with code {code}", log)
                     return LOST
@@ -217,31 +194,6 @@ class Run:
             else:
                 entry |= value
             self.save(at_once=False)
-
-
-class _Lines:
-    """Lines of JSON that a process writes."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        self._pipe, self._rest = process.stdout.fileno(), b""
-
-    def next(self, seconds: float) -> dict[str, Any] | None:
-        """Return the next one, or None at the end.
-
-        Raises:
-            TimeoutError: none came in that time.
-        """
-        end = time.monotonic() + seconds
-        while b"\n" not in self._rest:
-            if not select.select([self._pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError
-            if not (part := os.read(self._pipe, 1 << 16)):
-                return None
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\n")
-        value: dict[str, Any] = json.loads(line)
-        return value
 
 
 def _note_loss(entry: dict[str, Any], check: str, what: str, log: IO[bytes]) -> None:

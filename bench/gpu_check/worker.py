@@ -7,11 +7,12 @@ reads or writes where it must not makes the GPU useless to its process: this one
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import traceback
 from typing import IO, Any
+
+from bench.child import answers_alone
 
 from .checks import Context, perform
 from .sections import SECTIONS
@@ -52,9 +53,7 @@ def _plain(value: Any) -> Any:
 
 
 def main(section: str, device: str, seconds: str) -> int:
-    # answers go to the pipe alone: what a library prints goes where its errors go
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = answers_alone()
     left_out = set(json.loads(sys.stdin.readline()))
     return serve(section, device, float(seconds), left_out, answers)
 

@@ -7,22 +7,16 @@ thread pools, BLAS settings or memory disturb another's.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
-import signal
-import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .contract import Pace, Peer, Problem, save_weights
+from bench.child import Child, answers_alone
 
-ROOT = Path(__file__).resolve().parents[2]
+from .contract import Pace, Peer, Problem, save_weights
 
 
 class WorkerError(Exception):
@@ -119,9 +113,7 @@ def serve(peer: Peer, commands: IO[str], answers: IO[str]) -> None:
 def main(name: str, threads: str, table: str = "cpu") -> None:
     from .registry import GPU_PEERS, PEERS
 
-    # answers go to the pipe alone: what a library prints goes where its errors go
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = answers_alone()
     peers = PEERS if table == "cpu" else GPU_PEERS
     serve(peers[name](int(threads)), sys.stdin, answers)
 
@@ -141,19 +133,11 @@ class Worker:
     def __init__(self, peer: type[Peer], threads: int, log: Path) -> None:
         self.peer, self.threads, self.log = peer, threads, log
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "bench.peers.worker", peer.name, str(threads)),
-                    "cpu" if peer.device == "cpu" else "gpu",
-                ],
-                cwd=ROOT,
-                env={**os.environ, **peer.environment(threads)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # so that processes of its own end with it
+            self._child = Child(
+                *("bench.peers.worker", peer.name, str(threads), "cpu" if peer.device == "cpu" else "gpu"),
+                log=errors,
+                environment=peer.environment(threads),
             )
-        self._rest = b""
 
     def ask(self, do: str, limit: float, **arguments: Any) -> dict[str, Any]:
         """Send a command and return the answer.
@@ -166,30 +150,20 @@ class Worker:
         Raises:
             WorkerError: it failed, ended, or took too long.
         """
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
-            self._process.stdin.flush()
-            answer = json.loads(self._line(limit))
-        except (OSError, ValueError):  # the process has ended, with half a line or none
+            self._child.write({"do": do, **arguments})
+            answer = self._child.read(limit)
+        except TimeoutError:
             self.close()
-            raise WorkerError(f"{do}: the process ended{self._last_words()}") from None
+            raise WorkerError(f"no answer within {limit:g} s") from None
+        except (OSError, ValueError):
+            answer = None
+        if answer is None:
+            self.close()
+            raise WorkerError(f"{do}: the process ended{self._last_words()}")
         if "error" in answer:
             raise WorkerError(f"{do}: {answer['error']}")
         return answer
-
-    def _line(self, limit: float) -> bytes:
-        assert self._process.stdout is not None
-        end, pipe = time.monotonic() + limit, self._process.stdout.fileno()
-        while b"\n" not in self._rest:
-            if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-                self.close()
-                raise WorkerError(f"no answer within {limit:g} s")
-            if not (part := os.read(pipe, 65536)):
-                break
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
 
     def _last_words(self) -> str:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -197,17 +171,11 @@ class Worker:
 
     def is_alive(self) -> bool:
         """Whether the process is there to be asked."""
-        return self._process.poll() is None
+        return self._child.is_alive()
 
     def close(self) -> None:
         """End the process and those that it started; may be called again, and while another thread asks."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._child.close()
 
     def __enter__(self) -> Worker:
         return self
