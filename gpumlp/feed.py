@@ -12,11 +12,11 @@ import numpy as np
 from .backend import Backend, address
 from .executors import Executor, StepPlan, make_executor
 from .program import Memory, activation_bytes
+from .rows import Data
 from .step import RING
 
 if TYPE_CHECKING:
     from .executors.resident import Seat
-    from .loop import Data
     from .trainer import Trainer
 
 Array = Any

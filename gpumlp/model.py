@@ -17,10 +17,10 @@ from .interchange import like, to_host
 from .layers import Sigmoid, Softmax
 from .losses import Loss, get_loss
 from .metrics import Metric, classes_from_probabilities
+from .rows import Data
 
 if TYPE_CHECKING:
     from .data import Preprocessor, TargetScaler
-    from .loop import Data
     from .network import Sequential
 
 

@@ -27,13 +27,14 @@ from .checks import (
 from .feed import Shared
 from .history import History
 from .layers import BatchNorm1d
-from .loop import Data, Every, FitLoop, begin_epochs_anew
+from .loop import Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
 from .metrics import Metric, get_metric
 from .model import Model, check_output, class_names, encode_target, only_class
 from .network import Sequential
 from .optimizers import Optimizer, get_optimizer
 from .program import new_control
+from .rows import Data
 from .schedules import ReduceOnPlateau
 from .splits import split_rows
 
