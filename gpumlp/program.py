@@ -260,7 +260,7 @@ def _in_place(
     call: Call, i: int, first: Mapping[str, int], last: Mapping[str, int], program: Program
 ) -> tuple[str, str] | None:
     """The pair (written, read) of a call that may share memory here, or None."""
-    spec = CATALOGUE.get(call.kernel)
+    spec = None if call.kernel == PYTHON else kernel_spec(call.kernel)
     if spec is None or spec.in_place is None:
         return None
     by_name = call.by_name

@@ -225,13 +225,26 @@ for _name, _contract, _doc in (
 PRODUCTS = frozenset(["matmul", *FOR_GPUS])
 """Names of all calls that are a product of matrices alone or with an epilogue, which a library may do."""
 
+IN_EPILOGUES = ("relu", "gelu_tanh")
+"""Activations that a library for products does in an epilogue."""
+
 NARROW = 16
-"""Inner side up to which a product is no more work than reading what stands around it."""
+"""Inner side, or columns of the result, up to which a product is no more work than reading what stands around it."""
 
 for _name, _saved in ACTIVATIONS.items():
-    _doc = f"matmul of a and b, which is turned, with an inner side up to {NARROW}, then {_name}_grad"
     _scalars = " ".join(CATALOGUE[_name].scalars)
-    _kernel(f"narrow_{_name}_grad", f"a b {_saved} -> dx", _doc, _scalars, table=FOR_GPUS)
+    _contract = "bias? b added? x -> y? c" if _saved == "y" else "bias? b added? | x -> y? c"
+    _doc = (
+        f"bias_{_name}, then matmul of y and b, which has up to {NARROW} columns, and add_bias of added; "
+        "without y nothing but c is written"
+    )
+    if _name not in IN_EPILOGUES:
+        _kernel(f"bias_{_name}_narrow", _contract, _doc, _scalars, "y=x", FOR_GPUS)
+    _doc = f"matmul of a and b, which is turned, with an inner side up to {NARROW}, then {_name}_grad"
+    _kernel(f"narrow_{_name}_grad", f"a b {_saved} -> dx", _doc, _scalars, f"dx={_saved}", FOR_GPUS)
+    if _saved == "y":  # which the gradient of the weight reads too
+        _doc += "; matmul of y, which is turned, and a; column_sums of dx"
+        _kernel(f"narrow_{_name}_grad_sums", "a b y -> dx dw db?", _doc, _scalars, "dx=y", FOR_GPUS)
 _kernel(
     "cast_bf16",
     "x -> y",
@@ -251,7 +264,11 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
     "copy": frozenset("xy"),
     "column_sums": frozenset(["dy"]),
     "matmul": frozenset("abc"),
-    **{name: frozenset(spec.operands) - {"mask"} for name, spec in FOR_GPUS.items() if name != "cast_bf16"},
+    **{
+        name: frozenset(spec.operands) - ({"mask"} if name in PRODUCTS else {"bias", "added", "dw", "db"})
+        for name, spec in FOR_GPUS.items()
+        if name != "cast_bf16"
+    },
 }
 """Operands that may be bfloat16 on a GPU in programs of float32: a kernel computes in float32 and rounds
 what it stores. The vectors of a product, and what it saves, are of the type of its result."""

@@ -98,7 +98,13 @@ def test_every_section_runs_on_the_stand_in_and_writes_what_it_found(tmp_path, c
                 "no memory is left behind by many fits; graph",
             ],
         ),
-        ("targets", ["limit: bf16", "small, graph", "small, graph in one lane", "wide, bf16", "sweep"]),
+        (
+            "targets",
+            [
+                *("limit: bf16", "small, graph", "small, float32, graph in one lane", "wide, bf16", "sweep"),
+                *("mlpnn, tf32, graph without narrow products", "small, float32, resident with 512 threads"),
+            ],
+        ),
     ],
 )
 def test_checks_of_a_section_pass_on_the_stand_in(context, section, names):

@@ -12,7 +12,6 @@ from gpumlp.backend import address
 from gpumlp.executors.device import CONTROL
 from gpumlp.executors.unfolding import advance, encode_steps
 from gpumlp.kernels import (
-    ACTIVATIONS,
     BAD_STEP,
     CATALOGUE,
     EPOCH,
@@ -31,6 +30,7 @@ from .bfloat16 import bfloat16_checks
 from .chains import check_chains
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values
 from .examples import Examples, variants
+from .narrow import NAMES as NARROW
 from .narrow import check_narrow
 from .one_call import (
     COMPILED_FOR,
@@ -45,7 +45,7 @@ from .one_call import (
     written,
 )
 
-OTHERS = {"cast_bf16", "advance", *(f"narrow_{name}_grad" for name in ACTIVATIONS)}
+OTHERS = {"cast_bf16", "advance", *NARROW}
 """Operations that the catalogue does not write, and that have checks of their own."""
 
 
@@ -63,7 +63,7 @@ def checks(context: Context) -> list[Check]:
     found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
     found += [
         Check(
-            f"narrow gradients {compiled_for}",
+            f"narrow products {compiled_for}",
             functools.partial(check_narrow, context, compiled, compiled_for),
         )
         for compiled_for in COMPILED_FOR

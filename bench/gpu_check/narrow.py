@@ -1,69 +1,104 @@
-"""A product with a short inner side in one pass with the gradient of an activation."""
+"""Products of layers with few outputs in one pass with an activation or its gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
-from gpumlp.kernels import ACTIVATIONS, kernel_spec
+from gpumlp.kernels import FOR_GPUS, IN_BFLOAT16, kernel_spec
 from gpumlp.kernels.reference.products import as_float, to_bfloat16
 
 from .bfloat16 import ROUNDED
 from .checks import PRODUCT_TOLERANCE, Context, Failed, Values, relative_error
 from .examples import SCALARS
-from .one_call import Compiled, call, reference
+from .one_call import Compiled, call, reference, written
 
-# rows, columns, inner side
-SHAPES = (5, 7, 3), (64, 100, 10), (6000, 1000, 10), (700, 513, 16), (280, 1, 1)
+NAMES = tuple(sorted(name for name in FOR_GPUS if "narrow" in name))
+
+# rows, columns, the few
+SHAPES = (5, 7, 3), (64, 100, 10), (6000, 1000, 10), (700, 513, 16), (280, 1, 1), (30_000, 40, 2)
 ON_HOST = SHAPES[:2]
 
 
+def operands(name: str, shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
+    """Return operands of one of `NAMES`, those that it writes full of zeros.
+
+    Args:
+        shape: rows, columns, and the few: columns of a product, or its inner side.
+        dtype: of all.
+    """
+    rows, columns, few = shape
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("x", "y", "dx"), (rows, columns))
+    shapes |= {"a": (rows, few), "b": (columns, few), "c": (rows, few), "dw": (columns, few)}
+    shapes |= {"bias": (columns,), "db": (columns,), "added": (few,)}
+    rng, spec = np.random.default_rng(rows), kernel_spec(name)
+    values: dict[str, Any] = {}
+    for operand in spec.operands:
+        size = shapes[operand]
+        drawn = np.zeros(size) if operand in spec.writes else rng.normal(size=size)
+        values[operand] = drawn.astype(dtype)
+    if "relu" in name and "y" in spec.reads:
+        values["y"] = np.maximum(rng.normal(size=(rows, columns)), 0).astype(dtype)
+    return values
+
+
+def scalars(name: str) -> dict[str, float]:
+    """Return the scalars of one of `NAMES`."""
+    return {s: SCALARS[s] for s in kernel_spec(name).scalars}
+
+
 def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
-    """Hold the gradient of each activation against the reference in float64, at several shapes; NaN goes through."""
+    """Hold each of them against the reference in float64, at several shapes; NaN goes through."""
     worst, faults = 0.0, []
     real = "float32" if dtype == "bf16" else dtype
-    for name in (f"narrow_{activation}_grad" for activation in ACTIVATIONS):
-        scalars = {s: SCALARS[s] for s in kernel_spec(name).scalars}
-        for rows, columns, inner in context.either(SHAPES, ON_HOST):
-            rng = np.random.default_rng(rows)
-            saved = rng.normal(size=(rows, columns))
-            values: dict[str, np.ndarray | None] = {
-                "a": rng.normal(size=(rows, inner)).astype(real),
-                "b": rng.normal(size=(columns, inner)).astype(real),
-                kernel_spec(name).operands[2]: (
-                    np.maximum(saved, 0) if name == "narrow_relu_grad" else saved
-                ).astype(real),
-                "dx": np.zeros((rows, columns), real),
-            }
-            for lost in (False, True):
-                given = {k: None if v is None else v.copy() for k, v in values.items()}
-                if lost:
-                    first = given["a"]
-                    assert first is not None
-                    first[-1, -1] = np.nan
-                if dtype == "bf16":
-                    given = {k: None if v is None else to_bfloat16(np, v) for k, v in given.items()}
-                wanted = reference(
-                    name, {k: None if v is None else as_float(np, v) for k, v in given.items()}, scalars
-                )["dx"]
+    for name in NAMES:
+        for shape in context.either(SHAPES, ON_HOST):
+            for given in _given(name, operands(name, shape, real), dtype):
+                wide = {k: None if v is None else as_float(np, v) for k, v in given.items()}
+                wanted = reference(name, wide, scalars(name))
                 for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
+                    if gap and "dw" in given:  # the gradient of a weight lies together
+                        continue
                     kernels = compiled.kernels.get(dtype)
-                    dx = call(context, name, given, scalars, dtype, blocks, kernels, gap, shift)["dx"]
-                    error, fault = _judge(as_float(np, dx), wanted, dtype)
-                    worst = max(worst, error)
-                    where = f"{name}, {rows} x {columns} x {inner}, blocks {blocks or 'many'}, gap {gap}"
-                    faults += [f"{where}: {fault}"] if fault else []
+                    found = call(context, name, given, scalars(name), dtype, blocks, kernels, gap, shift)
+                    for operand in written(kernel_spec(name)):
+                        if given[operand] is None:
+                            continue
+                        error, fault = _judge(found[operand], wanted[operand], dtype)
+                        worst = max(worst, error)
+                        where = f"{name} of {shape}, blocks {blocks or 'many'}, gap {gap}: {operand}"
+                        faults += [f"{where}: {fault}"] if fault else []
     if faults:
         raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
-    return {"error": worst, "kernels": len(ACTIVATIONS)}
+    return {"error": worst, "kernels": len(NAMES)}
+
+
+def _given(name: str, values: dict[str, Any], dtype: str) -> Iterator[dict[str, Any]]:
+    """The operands as they are, with a NaN, and without those that may be absent; in bfloat16 where they may be."""
+    spec = kernel_spec(name)
+    first = "x" if "x" in spec.operands and "c" in spec.operands else "a"
+    for lost, absent in ((False, False), (True, False), (False, True)):
+        given: dict[str, Any] = {k: v.copy() for k, v in values.items()}
+        if lost:
+            given[first][-1, -1] = np.nan
+        if absent:
+            given |= dict.fromkeys(spec.optional)
+        if dtype == "bf16":
+            given |= {
+                k: to_bfloat16(np, v) for k, v in given.items() if v is not None and k in IN_BFLOAT16[name]
+            }
+        yield given
 
 
 def _judge(found: np.ndarray, wanted: np.ndarray, dtype: str) -> tuple[float, str]:
     """Return the relative error, and what is wrong, if anything."""
-    there = ~np.isnan(wanted)
-    if not np.array_equal(~np.isnan(found), there):
-        return 0.0, "NaN in other places"
-    error, limit = (
-        relative_error(found[there], wanted[there]),
-        ROUNDED if dtype == "bf16" else PRODUCT_TOLERANCE[dtype],
+    limit = (
+        ROUNDED if found.dtype == np.uint16 else PRODUCT_TOLERANCE["float32" if dtype == "bf16" else dtype]
     )
+    value, there = as_float(np, found), ~np.isnan(wanted)
+    if not np.array_equal(~np.isnan(value), there):
+        return 0.0, "NaN in other places"
+    error = relative_error(value[there], wanted[there])
     return error, "" if error <= limit else f"{error:.3g} off, expected at most {limit:g}"

@@ -6,13 +6,14 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
-from gpumlp.executors import branches, unfolding
+from gpumlp.executors import branches, graph, narrow, resident, unfolding
+from gpumlp.kernels import cuda
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
@@ -60,8 +61,8 @@ def checks(context: Context) -> list[Check]:
         ("ee6132", functools.partial(row, context, "ee6132", "float32", "", peaks)),
         ("sweep", functools.partial(sweep, context)),
         *(
-            (f"{name}, {words}", functools.partial(otherwise, module, constant, context, name, peaks))
-            for name, words, module, constant in OTHERWISE
+            (f"{name}, {p}, {change.words}", functools.partial(otherwise, change, context, name, p, peaks))
+            for name, p, change in OTHERWISE
         ),
         *(
             (f"{name}, {p}", functools.partial(row, context, name, p, "", peaks))
@@ -77,14 +78,49 @@ def checks(context: Context) -> list[Check]:
 
 OTHERS = ("clf", "polar", "deepwide")
 
-IN_ONE_LANE = "graph in one lane", branches, "BLOCK_TILE"  # as if every product filled the GPU by itself
-WITHOUT_CHAINS = "graph without chains", unfolding, "CHAIN_NUMBERS"
+
+@dataclass(frozen=True)
+class Change:
+    """Another value of a constant, to be compared with the one that is set.
+
+    Attributes:
+        words: what it makes of the executor.
+        kind: of the executor, of `EXECUTORS`.
+        constant: its name.
+        modules: that have it.
+        value: in its place.
+    """
+
+    words: str
+    kind: str
+    constant: str
+    modules: tuple[Any, ...]
+    value: int
+
+
+IN_ONE_LANE = Change(
+    "graph in one lane", "graph", "BLOCK_TILE", (branches,), 0
+)  # as if a product filled the GPU
+WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", (unfolding,), 0)
+WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", (narrow,), 0)
+RESIDENT_BY = {
+    n: Change(f"resident with {n} threads", "resident", "RESIDENT_THREADS", (cuda, resident), n)
+    for n in (128, 512)
+}
+SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", (graph,), 8)
 OTHERWISE = (
-    ("small", *IN_ONE_LANE),
-    ("small", *WITHOUT_CHAINS),
-    ("ee6132", *IN_ONE_LANE),
+    ("mlpnn", "tf32", WITHOUT_NARROW),
+    ("small", "float32", RESIDENT_BY[512]),
+    ("small", "float32", RESIDENT_BY[128]),
+    ("small", "float32", IN_ONE_LANE),
+    ("small", "float32", WITHOUT_CHAINS),
+    ("small", "float32", WITHOUT_NARROW),
+    ("ee6132", "float32", IN_ONE_LANE),
+    ("ee6132", "float32", WITHOUT_NARROW),
+    ("ee6132", "float32", SHORT_GRAPHS),
+    ("mlpnn", "bf16", WITHOUT_NARROW),
 )
-"""What the graph executor does about small launches, left out by a constant of 0: the difference is its worth."""
+"""What the executors do, left out or done otherwise: the difference is its worth."""
 
 
 def workload_of(context: Context, name: str) -> Workload:
@@ -127,14 +163,16 @@ def row(context: Context, name: str, precision: str, kind: str, peaks: dict[str,
         return _measured(context, name, precision, peaks) | {"executor": kind}
 
 
-def otherwise(module: Any, constant: str, context: Context, name: str, peaks: dict[str, Peak]) -> Values:
-    """Measure a workload on the graph executor with a constant of a module at 0."""
-    usual = getattr(module, constant)
-    setattr(module, constant, 0)
+def otherwise(change: Change, context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:
+    """Measure a workload with another value of a constant."""
+    usual = getattr(change.modules[0], change.constant)
+    for module in change.modules:
+        setattr(module, change.constant, change.value)
     try:
-        return row(context, name, "float32", "graph", peaks)
+        return row(context, name, precision, change.kind, peaks)
     finally:
-        setattr(module, constant, usual)
+        for module in change.modules:
+            setattr(module, change.constant, usual)
 
 
 def _measured(context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:

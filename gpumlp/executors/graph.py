@@ -22,7 +22,8 @@ from .bfloat16 import (
 from .branches import branch, fills
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
-from .products import fuse_epilogues, fuse_narrow_gradients
+from .narrow import fuse_narrow_gradients, fuse_narrow_products
+from .products import fuse_epilogues
 from .unfolding import unfold
 
 if TYPE_CHECKING:
@@ -103,7 +104,10 @@ class GraphExecutor(DeviceExecutor):
         def supports(kernel: str, call: Call, last: bool) -> bool:
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
-        fusions = fuse_epilogues(supports), fuse_narrow_gradients, fuse_bias_activation, fuse_gradient_bias
+        fusions = (
+            *(fuse_narrow_products, fuse_narrow_gradients, fuse_epilogues(supports)),
+            *(fuse_bias_activation, fuse_gradient_bias),
+        )
         if self.compiled_for(program.dtype) != "bf16":
             return (read_full_batch_in_place, *fusions)
         n_parameters = len(self.memory.arenas["parameters"].flat(program.dtype))

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 from ..arena import Segment
-from ..kernels import ACTIVATIONS as ELEMENTWISE
-from ..kernels import NARROW, mask_bytes
+from ..kernels import ACTIVATIONS, IN_EPILOGUES, mask_bytes
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite, substitute
-
-FUSED_ACTIVATIONS = ("relu", "gelu_tanh")
-GRADIENTS = frozenset(f"{name}_grad" for name in ELEMENTWISE)
-
 
 Supports = Callable[[str, Call, bool], bool]
 """Whether a ``matmul`` call, whose result tells the type, may become the product of a name, with its last operand or
@@ -33,39 +27,6 @@ def fuse_epilogues(supports: Supports) -> Rewrite:
         return _Fusion(program, supports).run()
 
     return rewrite
-
-
-def fuse_narrow_gradients(program: Program) -> Program:
-    """Make one call of a product with a short inner side and the gradient of the activation behind it.
-
-    The gradient of a last layer with few outputs is such: it costs more to write and to read again than to compute.
-    """
-    calls = list(program.calls)
-    dropped = set()
-    for i, (product, gradient) in enumerate(pairwise(program.calls)):
-        if product.kernel != "matmul" or gradient.kernel not in GRADIENTS:
-            continue
-        a, b, c = product.operands
-        saved, dy, dx = gradient.operands
-        turned = not product.scalars["transpose_a"] and product.scalars["transpose_b"]
-        once = sum(o is not None and o == c for call in program.calls for o in call.operands) == 2
-        if (
-            dy == c
-            and turned
-            and once
-            and c is not None
-            and c.name not in program.keep
-            and _inner(product) <= NARROW
-        ):
-            calls[i + 1] = replace(gradient, kernel=f"narrow_{gradient.kernel}", operands=(a, b, saved, dx))
-            dropped.add(i)
-    return substitute(replace(program, calls=tuple(calls)), {}, dropped)
-
-
-def _inner(product: Call) -> int:
-    a = product.operands[0]
-    assert a is not None
-    return a.shape[1]
 
 
 class _Fusion:
@@ -108,9 +69,9 @@ class _Fusion:
         assert added is not None
         assert c is not None
         activation = self._next(i + 1)
-        if activation is not None and (activation.kernel not in ELEMENTWISE or activation.operands[0] != c):
+        if activation is not None and (activation.kernel not in ACTIVATIONS or activation.operands[0] != c):
             activation = None
-        if activation is not None and activation.kernel in FUSED_ACTIVATIONS:
+        if activation is not None and activation.kernel in IN_EPILOGUES:
             kernel, y = f"product_bias_{activation.kernel}", activation.operands[1]
             assert y is not None
             saved = self._saved(activation.kernel, c, y, i)
@@ -154,7 +115,7 @@ class _Fusion:
         gradient = self._next(i)
         if (
             gradient is None
-            or gradient.kernel not in ("relu_grad", "gelu_tanh_grad")
+            or gradient.kernel not in [f"{name}_grad" for name in IN_EPILOGUES]
             or gradient.operands[1] != c
         ):
             return False

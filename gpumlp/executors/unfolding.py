@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,16 @@ import numpy as np
 from ..arena import Arena, aligned
 from ..backend import Backend, address
 from ..kernels import PRODUCTS, kernel_spec
-from ..kernels.cuda import MAX_CHAIN, OPERATIONS, THREADS, blocks, lanes, shares
+from ..kernels.cuda import (
+    MAX_CHAIN,
+    OPERATIONS,
+    THREADS,
+    blocks,
+    lanes,
+    narrow_shares,
+    narrow_tiles,
+    shares,
+)
 from ..kernels.layout import (
     FIRST_TURNED,
     OPERAND_WIDTH,
@@ -118,6 +127,8 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
         yield Step(name, places, [*scalars, partials.scratch // 8], 0, partials)
     elif name == "column_sums" or name.endswith("_grad_bias"):
         yield from _column_sums(Step(name, places, scalars), most_blocks, backend)
+    elif name.endswith("_grad_sums"):
+        yield from _narrow_sums(Step(name, places, scalars), most_blocks, backend)
     else:
         yield Step(name, places, scalars)
 
@@ -138,6 +149,31 @@ def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     step.blocks = -(-matrix.columns // lanes(matrix.columns)) * count
     yield step
     yield Step("column_sums", [sums, db])
+
+
+def _narrow_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Step]:
+    """Gradients of an activation, a weight and a bias; where there are many rows, the sums in shares of them."""
+    *_, dx, dw, db = step.places
+    assert dx is not None
+    assert dw is not None
+    size = dw.itemsize  # dx may be in bfloat16
+    tiles = narrow_tiles(dx.columns, size)
+    count = narrow_shares(dx.rows, tiles, THREADS, most_blocks)
+    wholes = [replace(dw, rows=1, columns=dw.rows * dw.columns, stride=dw.rows * dw.columns)]
+    wholes += [] if db is None else [db]
+    parts = wholes
+    if count > 1:
+        step.partial = backend.allocate(sum(aligned(count * whole.columns * size) for whole in wholes))
+        start, parts = address(step.partial), []
+        for whole in wholes:
+            parts.append(Place(start, count, whole.columns, whole.columns, size))
+            start += aligned(count * whole.columns * size)
+    step.places = [*step.places[:-2], *parts, *[None] * (2 - len(parts))]
+    step.blocks = min(tiles * count, most_blocks)
+    yield step
+    if count > 1:
+        for part, whole in zip(parts, wholes, strict=True):
+            yield Step("column_sums", [part, whole])
 
 
 def _form(call: Call) -> int:

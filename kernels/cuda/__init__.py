@@ -36,12 +36,13 @@ from ..layout import FIRST_TURNED, MAX_OPERANDS, PLAIN, SECOND_TURNED
 from ..philox import DROPOUT, NOISE, SHUFFLE
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
 
-Grid = Literal["elements", "rows", "columns", "one", "tiles"]
+Grid = Literal["elements", "rows", "columns", "one", "tiles", "groups"]
 
 FILES = (
     "common",
     "memory",
     "sharing",
+    "narrow",
     "activations",
     "batches",
     "losses",
@@ -57,6 +58,7 @@ TYPES = {"float32": "float", "float64": "double", "bf16": "float"}
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
+NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
 THREADS = 256  # of a block, where an operation is a kernel of its own
 RESIDENT_THREADS = 256  # of a block of the resident kernel
 CHAIN_THREADS = 512  # of the block of a chain; for doubles there would be too few registers
@@ -73,7 +75,7 @@ class Operation:
         name: in the catalogue, or one of those that only this backend has.
         code: what ``Row.op`` holds.
         grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (4 x 4 a
-            thread), or "one" block does it all.
+            thread), "groups" of rows, or "one" block does it all.
         operand: whose shape that is.
         spills: whether registers may spill into local memory.
         at_once: blocks that a multiprocessor is to hold at a time, in float32; 0 leaves it to the compiler.
@@ -132,12 +134,20 @@ def _table() -> dict[str, Operation]:
         grids[name] = grids[f"{name}_grad"] = ("elements", 0)
         grids[f"bias_{name}"] = ("elements", 1)
         grids[f"{name}_grad_bias"] = ("columns", 0)
-        grids[f"narrow_{name}_grad"] = ("elements", 3)
+    for name in FOR_GPUS:
+        if "narrow" in name:
+            grids[name] = ("groups", 3) if name.endswith("_narrow") else ("elements", 3)
     return {
-        # those wait for memory, and want many warps
-        name: Operation(name, code, *grids[name], at_once=3 if name.startswith("narrow_") else 0)
+        name: Operation(name, code, *grids[name], at_once=_at_once(name))
         for code, name in enumerate(sorted(grids))
     }
+
+
+def _at_once(name: str) -> int:
+    """Blocks on a multiprocessor where an operation waits for memory, and wants many warps; sums want registers."""
+    if name.endswith(("_narrow", "_grad_sums")):
+        return 2
+    return 3 if name.startswith("narrow_") else 0
 
 
 OPERATIONS: dict[str, Operation] = _table()
@@ -171,6 +181,9 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
             wanted = -(-columns // lanes(columns))
         case "tiles":
             wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) // threads)
+        case "groups":  # one a block while there are few
+            groups = -(-rows // NARROW_ROWS)
+            wanted = max(min(groups, most // 4), -(-groups * WARP // threads))
         case "one":
             wanted = 1
     return max(1, min(wanted, most))
@@ -185,6 +198,20 @@ def shares(rows: int, columns: int, threads: int, most: int) -> int:
     tiles = -(-columns // lanes(columns))
     worth = rows * lanes(columns) // (threads * 8)  # a second pass does not pay below 8 rows a thread
     return max(1, min(most // tiles, worth))
+
+
+def narrow_tiles(columns: int, itemsize: int) -> int:
+    """Return how many parts of the columns there are in the gradient of a narrow product, a block for each."""
+    return -(-columns // (SCRATCH_BYTES // (NARROW * itemsize)))
+
+
+def narrow_shares(rows: int, tiles: int, threads: int, most: int) -> int:
+    """Return into how many shares the rows of such a gradient are best split where their sums are wanted.
+
+    As many as make the blocks that run at once: each share is a row of sums to be added up afterwards.
+    """
+    worth = rows * WARP // (threads * 16)  # below 16 rows a warp the second pass does not pay
+    return max(1, min(most // (4 * tiles), worth))
 
 
 @functools.cache
@@ -205,6 +232,7 @@ def _constants(dtype: str) -> str:
         "TILE": TILE,
         "WARP": WARP,
         "NARROW": NARROW,
+        "NARROW_ROWS": NARROW_ROWS,
         "SCRATCH_BYTES": SCRATCH_BYTES,
     }
     uses = {

@@ -1,6 +1,6 @@
 // Activations and their gradients. A functor has f(x) and f'(saved), the saved value being x or y; both let NaN
 // through, which a comparison alone would lose. The forms of each (alone, with the bias before it, its gradient, the
-// gradient with the bias's) are templates, at the end.
+// gradient with the bias's) are templates, at the end; those with a product are in narrow.cuh.
 
 template <typename T>
 __device__ __forceinline__ T logistic(T x) {
@@ -163,92 +163,19 @@ __device__ void activate_grad_bias(const Row& row, Block block, F f) {
       });
 }
 
-// dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. The product is never written
-// down. A block has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time.
-template <typename T, typename F>
-__device__ void narrow_activate_grad(const Row& row, Block block, F f) {
-  constexpr int ROWS = 4, C = SCRATCH_BYTES / (NARROW * WARP * (int)sizeof(T)), TILE_COLUMNS = C * WARP;
-  const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), saved = matrix<T>(row, 2), dx = matrix<T>(row, 3);
-  T* factor = shared_scratch<T>();  // [inner][TILE_COLUMNS]
-  const int inner = (int)a.columns, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  const long long tiles = (dx.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
-  const long long shares = block.count > tiles ? block.count / tiles : 1, step = warps * shares;
-  const bool wide = C == 4 && aligned<4>(saved) && aligned<4>(dx);
-  for (long long unit = block.index; unit < tiles * shares; unit += block.count) {
-    const long long left = unit % tiles * TILE_COLUMNS, j = left + lane * C;
-    __syncthreads();  // what lay there may still be read
-    for (int e = threadIdx.x; e < inner * TILE_COLUMNS; e += blockDim.x) {
-      const long long column = left + e % TILE_COLUMNS;
-      factor[e] = column < dx.columns ? element(b, column, e / TILE_COLUMNS) : T(0);
-    }
-    __syncthreads();
-    const bool whole = wide && j + C <= dx.columns;
-    for (long long i = unit / tiles * warps + threadIdx.x / WARP; i < dx.rows; i += ROWS * step) {
-      T kept[ROWS][C] = {}, sums[ROWS][C] = {};
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        if (i + r * step >= dx.rows) continue;
-        if constexpr (C == 4) {
-          if (whole) {
-            load<C>(kept[r], saved, i + r * step, j);
-            continue;
-          }
-        }
-#pragma unroll
-        for (int c = 0; c < C; c++)
-          if (j + c < dx.columns) kept[r][c] = element(saved, i + r * step, j + c);
-      }
-      for (int p = 0; p < inner; p++) {
-        T near[C];
-#pragma unroll
-        for (int c = 0; c < C; c++) near[c] = factor[p * TILE_COLUMNS + lane * C + c];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          const T v = element(a, i + r * step < dx.rows ? i + r * step : i, p);
-#pragma unroll
-          for (int c = 0; c < C; c++) sums[r][c] += v * near[c];
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        if (i + r * step >= dx.rows) continue;
-#pragma unroll
-        for (int c = 0; c < C; c++) sums[r][c] *= f.slope(kept[r][c]);
-        if constexpr (C == 4) {
-          if (whole) {
-            store<C>(dx, i + r * step, j, sums[r]);
-            continue;
-          }
-        }
-#pragma unroll
-        for (int c = 0; c < C; c++)
-          if (j + c < dx.columns) set_element(dx, i + r * step, j + c, sums[r][c]);
-      }
-    }
+#define FORM(name, Functor, form)                    \
+  template <typename T>                              \
+  __device__ void name(const Row& row, Block block) { \
+    form(row, block, Functor<T>(row.scalars));       \
   }
-}
-
-#define ACTIVATION(name, Functor)                                           \
-  template <typename T>                                                     \
-  __device__ void name(const Row& row, Block block) {                       \
-    activate<T>(row, block, Functor<T>(row.scalars));                       \
-  }                                                                         \
-  template <typename T>                                                     \
-  __device__ void name##_grad(const Row& row, Block block) {                \
-    activate_grad<T>(row, block, Functor<T>(row.scalars));                  \
-  }                                                                         \
-  template <typename T>                                                     \
-  __device__ void bias_##name(const Row& row, Block block) {                \
-    bias_activate<T>(row, block, Functor<T>(row.scalars));                  \
-  }                                                                         \
-  template <typename T>                                                     \
-  __device__ void name##_grad_bias(const Row& row, Block block) {           \
-    activate_grad_bias<T>(row, block, Functor<T>(row.scalars));             \
-  }                                                                         \
-  template <typename T>                                                     \
-  __device__ void narrow_##name##_grad(const Row& row, Block block) {       \
-    narrow_activate_grad<T>(row, block, Functor<T>(row.scalars));           \
-  }
+#define ACTIVATION(name, Functor)                                   \
+  FORM(name, Functor, activate<T>)                                  \
+  FORM(name##_grad, Functor, activate_grad<T>)                      \
+  FORM(bias_##name, Functor, bias_activate<T>)                      \
+  FORM(name##_grad_bias, Functor, activate_grad_bias<T>)            \
+  FORM(bias_##name##_narrow, Functor, bias_activate_narrow<T>)      \
+  FORM(narrow_##name##_grad, Functor, narrow_activate_grad<T>)      \
+  FORM(narrow_##name##_grad_sums, Functor, narrow_activate_grad_sums<T>)
 
 ACTIVATION(relu, Relu)
 ACTIVATION(leaky_relu, LeakyRelu)
@@ -262,6 +189,7 @@ ACTIVATION(softplus, Softplus)
 ACTIVATION(sigmoid, Sigmoid)
 ACTIVATION(tanh, Tanh)
 #undef ACTIVATION
+#undef FORM
 
 // The sum of exp(x - largest) over a row of which this lane takes some; `largest` is given back.
 template <typename T>

@@ -77,23 +77,22 @@ class CupyKernels:
 
     Args:
         cupy: the module of that name.
-        dtype: of `kernels.cuda.TYPES`.
+        text: from `kernels.cuda.source`.
         operations: names of `kernels.cuda.OPERATIONS`.
         resident: whether the resident kernel is wanted too.
-        chained: operations that chains are made of.
+        chained: whether chains are.
         shared_bytes: shared memory that a block of the device may ask for.
     """
 
     def __init__(
         self,
         cupy: Any,
-        dtype: str,
+        text: str,
         operations: Collection[str],
         resident: bool,
-        chained: Collection[str],
+        chained: bool,
         shared_bytes: int,
     ) -> None:
-        text = source(dtype, operations, resident, chained)
         self._module = cupy.RawModule(code=text, options=("-std=c++17",))
         names = [f"gpumlp_{name}" for name in operations]
         names += ["gpumlp_resident"] if resident else []
@@ -130,7 +129,7 @@ class CupyDevice:
     def __init__(self, index: int) -> None:
         self.index = index
         self._cupy = importlib.import_module("cupy")
-        self._modules: dict[tuple[Any, ...], CupyKernels] = {}
+        self._modules: dict[str, CupyKernels] = {}  # by their texts
         self._streams: tuple[Any, Any] | None = None
 
     @functools.cached_property
@@ -247,14 +246,14 @@ class CupyDevice:
         resident: bool = False,
         chained: Collection[str] = frozenset(),
     ) -> CupyKernels:
-        key = dtype, frozenset(operations), resident, frozenset(chained)
+        text = source(dtype, operations, resident, chained)
         with _LOCK:
-            if key not in self._modules:
+            if text not in self._modules:
                 with self.active():
-                    self._modules[key] = CupyKernels(
-                        self._cupy, dtype, sorted(operations), resident, sorted(chained), self.shared_bytes
+                    self._modules[text] = CupyKernels(
+                        self._cupy, text, sorted(operations), resident, bool(chained), self.shared_bytes
                     )
-            return self._modules[key]
+            return self._modules[text]
 
     @property
     def has_products(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import ACTIVATIONS, mask_bytes
+from .. import ACTIVATIONS, IN_EPILOGUES, mask_bytes
 from . import activations, products
 
 Array = Any
@@ -78,14 +78,45 @@ def product_gelu_tanh_grad(
         products.column_sums(xp, c, db)
 
 
-def _narrow(name: str) -> Any:
+def _bias_activation_product(name: str) -> Any:
+    apply, reads_x = getattr(activations, name), ACTIVATIONS[name] == "x"
+
+    def fused(xp: Any, bias: Any, b: Array, added: Any, x: Array, y: Any, c: Array, **scalars: Any) -> None:
+        biased = x if bias is None else x + bias
+        if reads_x and y is not None:
+            x[...] = biased  # the gradient reads x, bias included
+        activated = xp.empty_like(x) if y is None else y
+        apply(xp, biased, activated, **scalars)
+        products.matmul(xp, activated, b, c)
+        if added is not None:
+            products.add_bias(xp, added, c)
+
+    return fused
+
+
+def _product_gradient(name: str) -> Any:
     gradient = getattr(activations, f"{name}_grad")
 
-    def product_and_gradient(xp: Any, a: Array, b: Array, saved: Array, dx: Array, **scalars: Any) -> None:
-        products.matmul(xp, a, b, dx, transpose_b=True)
-        gradient(xp, saved, dx, dx, **scalars)
+    def fused(xp: Any, a: Array, b: Array, saved: Array, dx: Array, **scalars: Any) -> None:
+        dy = xp.empty_like(dx)  # `dx` may lie where `saved` does
+        products.matmul(xp, a, b, dy, transpose_b=True)
+        gradient(xp, saved, dy, dx, **scalars)
 
-    return product_and_gradient
+    return fused
+
+
+def _product_gradient_sums(name: str) -> Any:
+    product_gradient = _product_gradient(name)
+
+    def fused(
+        xp: Any, a: Array, b: Array, saved: Array, dx: Array, dw: Array, db: Any, **scalars: Any
+    ) -> None:
+        products.matmul(xp, saved, a, dw, transpose_a=True)
+        product_gradient(xp, a, b, saved, dx, **scalars)
+        if db is not None:
+            products.column_sums(xp, dx, db)
+
+    return fused
 
 
 KERNELS: dict[str, Any] = {
@@ -96,5 +127,15 @@ KERNELS: dict[str, Any] = {
     "product_bias_grad": product_bias_grad,
     "product_relu_grad": product_relu_grad,
     "product_gelu_tanh_grad": product_gelu_tanh_grad,
-    **{f"narrow_{name}_grad": _narrow(name) for name in ACTIVATIONS},
+    **{
+        f"bias_{name}_narrow": _bias_activation_product(name)
+        for name in ACTIVATIONS
+        if name not in IN_EPILOGUES
+    },
+    **{f"narrow_{name}_grad": _product_gradient(name) for name in ACTIVATIONS},
+    **{
+        f"narrow_{name}_grad_sums": _product_gradient_sums(name)
+        for name, saved in ACTIVATIONS.items()
+        if saved == "y"
+    },
 }

@@ -9,7 +9,8 @@ import gpumlp as gm
 from gpumlp.executors.bfloat16 import BFLOAT16, PARAMETERS_COPY, keep_in_bfloat16, use_bfloat16
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
-from gpumlp.executors.products import fuse_epilogues, fuse_narrow_gradients
+from gpumlp.executors.narrow import fuse_narrow_gradients, fuse_narrow_products
+from gpumlp.executors.products import fuse_epilogues
 from gpumlp.kernels import PRODUCTS, kernel_spec
 from gpumlp.program import ACTIVATION_ARENA
 from tests.executors.programs import ALL, having, memory_of, network, run, step_program
@@ -20,7 +21,10 @@ N = 1 << 20  # elements that the arena of parameters might have
 
 def rewrites(library=ALL | {"matmul"}, n_parameters=N):
     supports = having(library)
-    fusions = fuse_epilogues(supports), fuse_narrow_gradients, fuse_bias_activation, fuse_gradient_bias
+    fusions = (
+        *(fuse_narrow_products, fuse_narrow_gradients, fuse_epilogues(supports)),
+        *(fuse_bias_activation, fuse_gradient_bias),
+    )
     return keep_in_bfloat16(supports), *fusions, use_bfloat16(n_parameters)
 
 
@@ -107,17 +111,19 @@ def test_what_changes_within_a_program_is_rounded_again_and_nothing_else():
 
 
 def test_a_bias_is_rounded_only_where_a_product_adds_it_to_a_result_in_bfloat16():
-    by_product = {}
-    for activation in ("relu", "tanh"):
-        for call in lowered(network(activation, dtype="float32")).calls:
-            names = kernel_spec(call.kernel).operands
-            if "bias" in names:
-                by_product[
-                    activation, call.kernel, call.operands[-1].dtype if call.operands[-1] else "mask"
-                ] = call.operands[names.index("bias")].dtype
-    assert by_product["relu", "product_bias_relu", "uint8"] == BFLOAT16
-    assert by_product["tanh", "bias_tanh", BFLOAT16] == "float32"
-    assert by_product["tanh", "product_bias", "float32"] == "float32"
+    found = {}
+    for activation, dropout in (("relu", 0.0), ("tanh", 0.0), ("tanh", 0.2)):
+        for call in lowered(network(activation, dropout, "float32")).calls:
+            for name in ("bias", "added"):
+                if bias := call.by_name.get(name):
+                    found[call.kernel, name] = bias.dtype
+    assert found == {
+        ("product_bias_relu", "bias"): BFLOAT16,
+        ("product_bias", "bias"): "float32",  # of the last layer, whose result the loss reads
+        ("bias_tanh", "bias"): "float32",
+        ("bias_tanh_narrow", "bias"): "float32",
+        ("bias_tanh_narrow", "added"): "float32",
+    }
 
 
 def test_sums_of_columns_are_in_float32_whatever_the_matrix_is_in():
@@ -131,7 +137,8 @@ def test_sums_of_columns_are_in_float32_whatever_the_matrix_is_in():
 def test_tensors_of_different_types_do_not_share_memory_in_place():
     """A kernel that reads four bytes and writes two would overwrite what another thread has not read."""
     program = lowered(network("tanh", dtype="float32"), ALL)
-    x, y = next(c.operands for c in program.calls if c.kernel == "tanh")
+    call = next(c.by_name for c in program.calls if c.kernel == "bias_tanh_narrow")
+    x, y = call["x"], call["y"]
     assert x.dtype != y.dtype
     assert program.buffers[x.name].offset != program.buffers[y.name].offset
 

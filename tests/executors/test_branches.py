@@ -112,7 +112,8 @@ def linked_step(backend, net):
 
 
 def on_stand_in(activation="relu"):
-    return gm.mlp((7, 130, 6, 3), activation=activation, seed=3, device="stand-in")
+    """A network without layers of few outputs, whose gradients are one launch."""
+    return gm.mlp((7, 130, 40, 18), activation=activation, seed=3, device="stand-in")
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

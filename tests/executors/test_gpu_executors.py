@@ -301,21 +301,28 @@ def test_chunks_are_the_steps_in_their_order_and_of_few_kinds(steps, short, posi
 
 
 @pytest.mark.parametrize(
-    ("sizes", "activation"), [((5, 7, 3), "sigmoid"), ((5, 7, 3), "relu"), ((5, 40, 20), "sigmoid")]
+    ("sizes", "activation", "kind", "columns"),
+    [
+        ((5, 7, 3), "sigmoid", "column_sums", {3}),
+        ((5, 40, 20), "sigmoid", "column_sums", {40, 20}),
+        ((5, 40, 20), "relu", "column_sums", {40, 20}),
+        ((5, 7, 3), "relu", "narrow_sums", {7}),  # which takes the layer above along
+        ((5, 140, 3), "tanh", "narrow_sums", {140}),
+    ],
 )
 def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(
-    sizes, activation, stand_in, monkeypatch, assert_close
+    sizes, activation, kind, columns, stand_in, monkeypatch, assert_close
 ):
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     stand_in(products={"matmul"})  # no epilogue sums columns
     shared: list[Any] = []
-    column_sums = unfolding._column_sums
+    sum_up = getattr(unfolding, f"_{kind}")
 
     def noted(*given):
-        shared.append(list(column_sums(*given)))
+        shared.append(list(sum_up(*given)))
         return shared[-1]
 
-    monkeypatch.setattr(unfolding, "_column_sums", noted)
+    monkeypatch.setattr(unfolding, f"_{kind}", noted)
     x = np.tile(X, (60, 1))
     y = np.arange(len(x)) % sizes[-1]
 
@@ -325,10 +332,11 @@ def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(
         return trainer, trainer.fit(x, y, epochs=2, batch_size=None, progress=False)
 
     assert_same_training(fit("stand-in"), fit("cpu"), assert_close)
-    split = [(steps[0].blocks, steps[0].places[-1]) for steps in shared if len(steps) == 2]
-    assert {sums.columns for _, sums in split} == set(sizes[1:])
+    split = [(steps[0].blocks, steps[0].places[-1]) for steps in shared if len(steps) > 1]
+    assert {sums.columns for _, sums in split} == columns
     for blocks, sums in split:
-        assert blocks == sums.rows * -(-sums.columns // 32)  # each takes up to 32 columns of one share
+        # each takes some columns of one share
+        assert blocks == sums.rows * -(-sums.columns // (32 if kind == "column_sums" else 128))
 
 
 def test_a_whole_epoch_of_few_steps_is_one_graph():

@@ -1,13 +1,11 @@
 """Products with an epilogue: what the rewrites make of a program, and that it stays the same program."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
-from gpumlp.executors.products import fuse_epilogues, fuse_narrow_gradients
+from gpumlp.executors.lowering import lower
+from gpumlp.executors.products import fuse_epilogues
 from gpumlp.kernels.reference.epilogues import pack_mask, unpack_mask
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
 from gpumlp.program import Builder
@@ -66,40 +64,6 @@ def test_inference_saves_nothing_for_a_backward_pass():
     b.keep(net.emit_forward(b, x)[-1])
     program = lower(b.finish(), (fuse_epilogues(having(ALL)),))
     assert not any(".mask" in name for name in program.buffers)
-
-
-@pytest.mark.parametrize("library", ["all", "no relu_grad", "none"])
-@pytest.mark.parametrize("activation", ["relu", "gelu_tanh", "elu", "tanh"])
-def test_a_step_with_narrow_gradients_is_the_same_step(activation, library, assert_close):
-    activation = gm.GELU(approximate="tanh") if activation == "gelu_tanh" else activation
-    plain = run(network(activation, 0.2), ())
-    rewrites = fuse_epilogues(having(LIBRARIES[library])), fuse_narrow_gradients
-    fused = run(network(activation, 0.2), (*rewrites, fuse_bias_activation, fuse_gradient_bias))
-    for before, after in zip(plain, fused, strict=True):
-        for name in before:
-            assert_close(after[name], before[name], 1e-13)
-
-
-def test_the_gradient_behind_a_short_product_is_taken_along():
-    program = step_program(network("tanh"))  # of 7, 130, 6 and 3 units
-    found = kernels_of(lower(program, (fuse_narrow_gradients,)))
-    assert found.count("narrow_tanh_grad") == 2
-    assert "tanh_grad" not in found
-    assert found.count("matmul") == kernels_of(program).count("matmul") - 2
-    assert "narrow_sigmoid_grad" in kernels_of(
-        lower(step_program(network("sigmoid")), (fuse_narrow_gradients,))
-    )
-
-
-def test_a_long_product_or_one_whose_result_is_read_elsewhere_is_left():
-    wide = step_program(gm.mlp((7, 20, 17, 18), activation="tanh", seed=3, device="cpu"))
-    assert "narrow_tanh_grad" not in kernels_of(lower(wide, (fuse_narrow_gradients,)))
-    program = step_program(network("tanh"))
-    results = [c.operands[1] for c in program.calls if c.kernel == "tanh_grad"]
-    kept = replace(program, keep=program.keep | {o.name for o in results if o is not None})
-    assert "narrow_tanh_grad" not in kernels_of(lower(kept, (fuse_narrow_gradients,)))
-    dropped = step_program(network("tanh", dropout=0.3))  # its gradient stands between
-    assert "narrow_tanh_grad" not in kernels_of(lower(dropped, (fuse_narrow_gradients,)))
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 127, 128, 129, 300])

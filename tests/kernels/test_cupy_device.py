@@ -35,8 +35,13 @@ X = RNG.normal(size=(70, 5)).astype(np.float32)
 LABELS = RNG.integers(0, 3, 70)
 
 
-def train(device, activation="relu", dtype="float32", epochs=2, batch_size=16, **settings):
-    network = gm.mlp((5, 24, 16, 3), activation=activation, device=device, dtype=dtype, seed=1)
+WIDE = (5, 24, 20, 18)  # no layer has few outputs: every product is the library's, and there are branches
+
+
+def train(
+    device, activation="relu", dtype="float32", epochs=2, batch_size=16, sizes=(5, 24, 16, 3), **settings
+):
+    network = gm.mlp(sizes, activation=activation, device=device, dtype=dtype, seed=1)
     precision = settings.pop("precision", "float32")
     trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.Adam(1e-2), seed=5, precision=precision)
     history = trainer.fit(X, LABELS, epochs=epochs, batch_size=batch_size, progress=False, **settings)
@@ -133,7 +138,7 @@ def test_a_part_of_a_larger_array_of_the_gpu_lies_aligned_for_the_kernels(first,
 def test_a_graph_takes_epilogues_along(gpu, monkeypatch):
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     gpu()
-    train("fake:0")
+    train("fake:0", sizes=WIDE)
     assert CUDA.graphs
     assert {"RELU_AUX_BIAS", "DRELU_BGRAD", "BGRADA", "BIAS"} <= set(CUDA.products)
 
@@ -224,11 +229,11 @@ def test_a_graph_of_nothing_does_nothing(gpu):
 def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gpu, monkeypatch):
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     gpu()
-    found = train("fake:0")
+    found = train("fake:0", sizes=WIDE)
     assert CUDA.lanes > 1
     monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
     CUDA.lanes = 1
-    alone = train("fake:0")
+    alone = train("fake:0", sizes=WIDE)
     assert CUDA.lanes == 1
     for name, value in found[0].items():
         np.testing.assert_array_equal(alone[0][name], value)
@@ -238,7 +243,7 @@ def test_a_lane_that_does_not_wait_for_another_is_noticed(gpu, monkeypatch):
     """The stand-in runs what is captured in another order, where nothing forbids it: this test tests that."""
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     gpu()
-    right = train("fake:0")
+    right = train("fake:0", sizes=WIDE)
     put = cupy_device._put
 
     def impatient(section, lanes):  # the update does not wait for all gradients
@@ -246,7 +251,7 @@ def test_a_lane_that_does_not_wait_for_another_is_noticed(gpu, monkeypatch):
         return put([*others, Node(update.launch, update.lane)], lanes)
 
     monkeypatch.setattr(cupy_device, "_put", impatient)
-    wrong = train("fake:0")
+    wrong = train("fake:0", sizes=WIDE)
     assert any((right[0][name] != wrong[0][name]).any() for name in right[0])
 
 

@@ -1,0 +1,220 @@
+// An activation, or its gradient, in one pass with the products of a layer that has few outputs: they cost less than
+// writing the matrix between them down and reading it again. A thread has sums for all of the few columns in registers;
+// what they are multiplied by lies in shared memory. F is a functor of activations.cuh.
+
+// factor[p * COLUMNS + e] = element (first + e, p) of a matrix with few columns, or 0 below its last row; every thread
+// must come.
+template <int COLUMNS, typename T>
+__device__ __forceinline__ void share_factor(T* factor, const Matrix<T>& b, long long first) {
+  __syncthreads();  // what lay there may still be read
+  for (int e = threadIdx.x; e < (int)b.columns * COLUMNS; e += blockDim.x) {
+    const long long i = first + e % COLUMNS;
+    factor[e] = i < b.rows ? element(b, i, e / COLUMNS) : T(0);
+  }
+  __syncthreads();
+}
+
+template <int C, typename T>
+__device__ __forceinline__ void load_near(T (&v)[C], const T* factor) {
+  if constexpr (C % 4 == 0) {
+    load<C>(v, factor);
+  } else {
+#pragma unroll
+    for (int c = 0; c < C; c++) v[c] = factor[c];
+  }
+}
+
+// C neighbours of row i from column j on; 0 beyond the last column. `whole`: all are there, and can be taken at once.
+template <int C, typename T>
+__device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, long long i, long long j, bool whole) {
+  if constexpr (C % 4 == 0) {
+    if (whole) {
+      load<C>(v, m, i, j);
+      return;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < C; c++) v[c] = j + c < m.columns ? element(m, i, j + c) : T(0);
+}
+template <int C, typename T>
+__device__ __forceinline__ void store_part(const Matrix<T>& m, long long i, long long j, const T (&v)[C], bool whole) {
+  if constexpr (C % 4 == 0) {
+    if (whole) {
+      store<C>(m, i, j, v);
+      return;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < C; c++)
+    if (j + c < m.columns) set_element(m, i, j + c, v[c]);
+}
+
+// y = f(x + bias), c = y b + added, where c has few columns: operands bias, b, added, x, y, c; bias and added may be
+// absent, and y, where no gradient will read it or x. Else the bias stays in x where the gradient reads that. A group of
+// 8 lanes takes 4 rows, which are read once.
+template <typename T, typename F>
+__device__ void bias_activate_narrow(const Row& row, Block block, F f) {
+  constexpr int ROWS = 4, LANES = 8, C = 4, COLUMNS = SCRATCH_BYTES / (NARROW * (int)sizeof(T));
+  static_assert(ROWS * WARP / LANES == NARROW_ROWS, "the rows of a warp, for which grids are made");
+  const Matrix<T> bias = matrix<T>(row, 0), b = matrix<T>(row, 1), added = matrix<T>(row, 2);
+  const Matrix<T> x = matrix<T>(row, 3), y = matrix<T>(row, 4), c = matrix<T>(row, 5);
+  T* factor = shared_scratch<T>();  // [outputs][COLUMNS]
+  const int outputs = (int)c.columns, lane = threadIdx.x % LANES;
+  const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  // numbers of rows and of columns by themselves fit 32 bits, which saves registers
+  const int rows = (int)x.rows, columns = (int)x.columns, groups = (rows + NARROW_ROWS - 1) / NARROW_ROWS;
+  const bool wide = aligned<C>(x) && (!y || aligned<C>(y));
+  // neighbouring groups of rows go to different blocks: where there are few, each has a multiprocessor of its own
+  for (int first = block.index; first < groups; first += warps * block.count) {
+    const int i = (first + warp * block.count) * NARROW_ROWS + threadIdx.x % WARP / LANES * ROWS;
+    T sums[ROWS][NARROW] = {};
+    for (int left = 0; left < columns; left += COLUMNS) {
+      share_factor<COLUMNS>(factor, b, left);
+      for (int e = lane * C; e < COLUMNS && left + e < columns; e += LANES * C) {
+        const int j = left + e;
+        const bool whole = wide && j + C <= columns;
+        T v[ROWS][C] = {}, offset[C] = {};
+        if (bias) load_part<C>(offset, bias, 0, j, false);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+          if (i + r < rows) load_part<C>(v[r], x, i + r, j, whole);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          if (i + r >= rows) continue;
+#pragma unroll
+          for (int k = 0; k < C; k++) v[r][k] += offset[k];
+          if constexpr (F::SAVES_X) {
+            if (bias && y) store_part<C>(x, i + r, j, v[r], whole);
+          }
+#pragma unroll
+          for (int k = 0; k < C; k++) v[r][k] = j + k < columns ? f.value(v[r][k]) : T(0);
+          if (y) store_part<C>(y, i + r, j, v[r], whole);
+        }
+#pragma unroll
+        for (int p = 0; p < NARROW; p++) {
+          if (p >= outputs) continue;
+          T near[C];
+          load_near<C>(near, factor + p * COLUMNS + e);
+#pragma unroll
+          for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int k = 0; k < C; k++) sums[r][p] += v[r][k] * near[k];
+        }
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < NARROW; p++) {
+      if (p >= outputs) continue;
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        const T sum = row_sum(sums[r][p], LANES);
+        if (lane == p % LANES && i + r < rows) set_element(c, i + r, p, added ? sum + element(added, 0, p) : sum);
+      }
+    }
+  }
+}
+
+// The sums of v over the warps of a block, lane by lane, for those of the first warp. Every thread must come.
+template <int C, typename T>
+__device__ __forceinline__ void add_up_warps(T (&v)[C]) {
+  T* shared = shared_scratch<T>();
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  for (int count = blockDim.x / WARP; count > 1;) {
+    const int half = (count + 1) / 2;
+    __syncthreads();  // what lay there may still be read
+#pragma unroll
+    for (int c = 0; c < C; c++)
+      if (half <= warp && warp < count) shared[((warp - half) * C + c) * WARP + lane] = v[c];
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < C; c++)
+      if (warp < count - half) v[c] += shared[(warp * C + c) * WARP + lane];
+    count = half;
+  }
+}
+
+// dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a
+// and db = sums of the columns of dx, which may be absent: operands dw, db. The product is never written down. A block
+// has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time. dw and db have
+// a row for each share of the rows of dx, dw with the entries of the matrix one behind the other; several are to be
+// summed by `column_sums` once more.
+template <bool SUMS, typename T, typename F>
+__device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f) {
+  constexpr int ROWS = SUMS ? 2 : 4, C = SCRATCH_BYTES / (NARROW * WARP * (int)sizeof(T)), COLUMNS = C * WARP;
+  const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), saved = matrix<T>(row, 2), dx = matrix<T>(row, 3);
+  T* factor = shared_scratch<T>();  // [inner][COLUMNS]
+  const int inner = (int)a.columns, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  const int rows = (int)dx.rows, tiles = ((int)dx.columns + COLUMNS - 1) / COLUMNS;
+  const int shares = SUMS ? (int)row.operands[4].rows : block.count > tiles ? block.count / tiles : 1;
+  const int step = warps * shares;
+  const bool wide = aligned<C>(saved) && aligned<C>(dx);
+  for (int unit = block.index; unit < tiles * shares; unit += block.count) {
+    const int left = unit % tiles * COLUMNS, j = left + lane * C;
+    const bool whole = wide && j + C <= dx.columns;
+    T weight[SUMS ? NARROW : 1][C] = {}, bias[C] = {};
+    share_factor<COLUMNS>(factor, b, left);
+    for (int i = unit / tiles * warps + threadIdx.x / WARP; i < rows; i += ROWS * step) {
+      T kept[ROWS][C] = {}, sums[ROWS][C] = {};
+#pragma unroll
+      for (int r = 0; r < ROWS; r++)
+        if (i + r * step < rows) load_part<C>(kept[r], saved, i + r * step, j, whole);
+      const auto multiply = [&](int p) {
+        T near[C];
+        load_near<C>(near, factor + p * COLUMNS + lane * C);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const T v = i + r * step < rows ? element(a, i + r * step, p) : T(0);
+#pragma unroll
+          for (int c = 0; c < C; c++) {
+            sums[r][c] += v * near[c];
+            if constexpr (SUMS) weight[p][c] += v * kept[r][c];
+          }
+        }
+      };
+      if constexpr (SUMS) {  // sums in registers want places that the compiler knows
+#pragma unroll
+        for (int p = 0; p < NARROW; p++)
+          if (p < inner) multiply(p);
+      } else {
+        for (int p = 0; p < inner; p++) multiply(p);
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        if (i + r * step >= rows) continue;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+          sums[r][c] *= f.slope(kept[r][c]);
+          bias[c] += sums[r][c];
+        }
+        store_part<C>(dx, i + r * step, j, sums[r], whole);
+      }
+    }
+    if constexpr (SUMS) {
+      const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);
+      const long long share = unit / tiles;
+#pragma unroll
+      for (int p = 0; p < NARROW; p++) {
+        if (p >= inner) continue;
+        add_up_warps(weight[p]);
+        if (threadIdx.x >= WARP) continue;
+#pragma unroll
+        for (int c = 0; c < C; c++)
+          if (j + c < dx.columns) dw.data[(share * dx.columns + j + c) * inner + p] = weight[p][c];
+      }
+      if (!db) continue;
+      add_up_warps(bias);
+#pragma unroll
+      for (int c = 0; c < C; c++)
+        if (threadIdx.x < WARP && j + c < dx.columns) db.data[share * dx.columns + j + c] = bias[c];
+    }
+  }
+}
+
+template <typename T, typename F>
+__device__ void narrow_activate_grad(const Row& row, Block block, F f) {
+  narrow_gradient<false, T>(row, block, f);
+}
+template <typename T, typename F>
+__device__ void narrow_activate_grad_sums(const Row& row, Block block, F f) {
+  narrow_gradient<true, T>(row, block, f);
+}
