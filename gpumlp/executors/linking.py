@@ -189,7 +189,8 @@ def work_bytes(instructions: Sequence[Instruction]) -> int:
             assert c is not None
             turned, size = instruction.scalars[0] == FIRST_TURNED, a.itemsize
             steps = (size, a.stride * size) if turned else (a.stride * size, size)
-            most = max(most, sizes.work_bytes(*steps, c.columns, a.rows if turned else a.columns, size))
+            inner = a.rows if turned else a.columns
+            most = max(most, sizes.work_bytes(*steps, c.rows, c.columns, inner, size))
     return most
 
 

@@ -16,8 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import sizes
-from .intrinsics import itemsize, pointer
-from .sizes import K_BLOCK, K_WHOLE, M_BLOCK, M_BLOCK_PACKED, PANEL_BYTES, ROWS, WIDEST
+from .intrinsics import itemsize, pointer, read, write
+from .sizes import M_BLOCK, M_BLOCK_PACKED, N_BLOCK, ROWS, WIDEST
 
 
 def _tile(rows: int, vectors: int, share: int) -> Any:
@@ -92,7 +92,11 @@ tile_wide, tile_full, tile_half, tile_quarter = (
     _tile(ROWS, 1, 4),
 )
 line_wide, line_full, line_half, line_quarter = _tile(1, 2, 1), _tile(1, 1, 1), _tile(1, 1, 2), _tile(1, 1, 4)
-packs_a = njit(sizes.packs_a)
+packs_a, inner_block = njit(sizes.packs_a), njit(sizes.inner_block)
+a_bytes = njit(sizes.a_bytes)
+
+IN_PLACE, PACK, TURN, PACKED = range(4)
+"""What becomes of a panel of b: it is read where it lies, packed, turned as it is packed, or it is packed already."""
 
 
 @intrinsic
@@ -129,13 +133,21 @@ def transpose_square(typingctx: Any, like: Any, source: Any, source_row: Any, ou
 
 
 @njit
-def _panel(like, a, a_row, a_k, b, b_k, second, c, c_row, m, k, more, exact, kind):
+def _row_of_a(a, a_row, a_tile, i):
+    """The address of row i; `a_tile` is the distance of the rows of two tiles where they are packed, else 0."""
+    return a + i // ROWS * a_tile + i % ROWS * a_row if a_tile else a + i * a_row
+
+
+@njit
+def _panel(like, a, a_row, a_k, a_tile, b, b_k, second, c, c_row, m, k, more, exact, kind):
     """One or two vectors of columns, all rows."""
     i = 0
     while i < m:
         if i + ROWS <= m or (m >= ROWS and not exact):
             i = min(i, m - ROWS)
-            a_here, c_here = a + i * a_row, c + i * c_row
+            # a last tile that overlaps lies by itself where a is packed
+            a_here = a + (i + ROWS - 1) // ROWS * a_tile if a_tile else a + i * a_row
+            c_here = c + i * c_row
             if kind == 0:
                 tile_wide(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
             elif kind == 1:
@@ -146,7 +158,7 @@ def _panel(like, a, a_row, a_k, b, b_k, second, c, c_row, m, k, more, exact, kin
                 tile_quarter(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
             i += ROWS
         else:
-            a_here, c_here = a + i * a_row, c + i * c_row
+            a_here, c_here = _row_of_a(a, a_row, a_tile, i), c + i * c_row
             if kind == 0:
                 line_wide(like, a_here, a_row, a_k, b, b_k, second, c_here, c_row, k, more)
             elif kind == 1:
@@ -174,6 +186,28 @@ def _pack_rows(like, source, source_row, out, out_row, rows, columns):
 
 
 @njit
+def _pack_tiles(like, source, source_k, out, m, k, exact):
+    """Copy columns of a, which are rows of what it lies in, to where those of a tile lie together.
+
+    Row k of the source has element (i, k) for all i; the rows of a are the columns of the result: (tiles, k, ROWS).
+    """
+    size = itemsize(like)
+    for t in range((m + ROWS - 1) // ROWS):
+        first = t * ROWS if exact else min(t * ROWS, max(0, m - ROWS))
+        here, place = source + first * size, out + t * k * ROWS * size
+        rows = min(ROWS, m - first)
+        for _ in range(k):
+            if rows == ROWS:
+                for i in range(ROWS):
+                    write(like, place, i, 1, read(like, here, i, 0))
+            else:
+                for i in range(rows):
+                    write(like, place, i, 1, read(like, here, i, 0))
+            here += source_k
+            place += ROWS * size
+
+
+@njit
 def _pack_transposed(like, source, source_row, out, out_row, rows, columns):
     """out[i, j] = source[j, i] for i < rows, j < columns."""
     size = itemsize(like)
@@ -195,107 +229,79 @@ def _pack_transposed(like, source, source_row, out, out_row, rows, columns):
 
 
 @njit
-def _columns(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, k, more, exact, kind):
+def _columns(like, a, a_row, a_k, a_tile, b, b_row, pack, work, c, c_row, m, k, more, exact, kind):
     """One panel of columns of c; b is packed where its rows lie far apart, and where it must be turned."""
     size = itemsize(like)
     vector = WIDEST // size
     columns = 2 * vector >> kind
-    if turned:
+    if pack == TURN:
         _pack_transposed(like, b, b_row, work, columns * size, k, columns)
-    elif packed:
+    elif pack == PACK:
         _pack_rows(like, b, b_row, work, columns * size, k, columns)
-    if turned or packed:
-        _panel(like, a, a_row, a_k, work, columns * size, vector * size, c, c_row, m, k, more, exact, kind)
-    else:
-        _panel(like, a, a_row, a_k, b, b_row, vector * size, c, c_row, m, k, more, exact, kind)
+    if pack != IN_PLACE:
+        b, b_row = work, columns * size
+    _panel(like, a, a_row, a_k, a_tile, b, b_row, vector * size, c, c_row, m, k, more, exact, kind)
 
 
 # "contract" as in a tile, and no reassociation: a column has the same bits here and there, so that the number of
 # workers, which decides where a part ends, does not show
 @njit(fastmath={"contract"})
-def _few_columns(like, a, a_row, a_k, b, b_row, b_column, c, c_row, m, n, k, more):
+def _few_columns(like, a, a_row, a_k, a_tile, b, b_row, b_column, c, c_row, m, n, k, more):
     """Columns too few for a vector, one sum at a time."""
     size = itemsize(like)
     # of the type of c, without its value: that may be NaN
     zero = _element(like, c)[0]
     zero = type(zero)(0)
     for i in range(m):
+        a_here = _row_of_a(a, a_row, a_tile, i)
         for j in range(n):
             place = _element(like, c + i * c_row + j * size)
             total = place[0] if more else zero
             for p in range(k):
-                total += (
-                    _element(like, a + i * a_row + p * a_k)[0]
-                    * _element(like, b + p * b_row + j * b_column)[0]
-                )
+                total += _element(like, a_here + p * a_k)[0] * _element(like, b + p * b_row + j * b_column)[0]
             place[0] = total
 
 
 @njit
-def _block(like, a, a_row, a_k, b, b_row, turned, packed, work, c, c_row, m, n, k, more, exact):
-    """All columns of a block of rows, from the widest panels to the narrowest.
+def _block(like, a, a_row, a_k, a_tile, b, b_row, step, pack, keep, work, c, c_row, m, n, k, more, exact):
+    """All columns of a block of rows, from the widest panels to the narrowest; `step` from column to column of b.
+
+    With `keep` each packed panel has a place of its own.
 
     A rest is covered by a last panel that overlaps, or in narrower panels and single columns where sums go on
     (`exact`): there an overlap would be added twice.
     """
     size = itemsize(like)
     vector = WIDEST // size
-    step = b_row if turned else size  # from column to column of b
     j = 0
     for kind in range(4):
         columns = 2 * vector >> kind
-        while n - j >= columns:
-            b_here, c_here = b + j * step, c + j * size
+        may_overlap = not exact and n >= columns
+        while n - j >= columns or (may_overlap and j < n and (2 * (n - j) > columns or kind == 3)):
+            first = min(j, n - columns)
             _columns(
-                like,
-                a,
-                a_row,
-                a_k,
-                b_here,
-                b_row,
-                turned,
-                packed,
-                work,
-                c_here,
-                c_row,
-                m,
-                k,
-                more,
-                exact,
-                kind,
-            )
-            j += columns
-        if j < n and not exact and n >= columns and (n - j) * 2 > columns:
-            b_here, c_here = b + (n - columns) * step, c + (n - columns) * size
-            _columns(
-                like,
-                a,
-                a_row,
-                a_k,
-                b_here,
-                b_row,
-                turned,
-                packed,
-                work,
-                c_here,
-                c_row,
-                m,
-                k,
-                more,
-                exact,
-                kind,
-            )
-            j = n
-    if j < n and not exact and n >= vector // 4:
-        b_here, c_here = b + (n - vector // 4) * step, c + (n - vector // 4) * size
-        _columns(
-            like, a, a_row, a_k, b_here, b_row, turned, packed, work, c_here, c_row, m, k, more, exact, 3
-        )
-        j = n
+                like, a, a_row, a_k, a_tile, b + first * step, b_row, pack, work, c + first * size, c_row, m, k, more,
+                exact, kind,
+            )  # fmt: skip
+            work += columns * k * size if keep else 0
+            j = first + columns
     if j < n:
-        b_row_k, b_column = (size, b_row) if turned else (b_row, size)
+        b_row_k, b_column = (size, b_row) if step != size else (b_row, size)
         _few_columns(
-            like, a, a_row, a_k, b + j * step, b_row_k, b_column, c + j * size, c_row, m, n - j, k, more
+            like,
+            a,
+            a_row,
+            a_k,
+            a_tile,
+            b + j * step,
+            b_row_k,
+            b_column,
+            c + j * size,
+            c_row,
+            m,
+            n - j,
+            k,
+            more,
         )
 
 
@@ -312,23 +318,28 @@ def product(like, a, a_row, a_k, b, b_row, turned, c, c_row, m, n, k, work):
         work: `work_bytes(...)` of this worker's own.
     """
     size = itemsize(like)
-    exact = k > K_WHOLE
-    deep = K_BLOCK if exact else k
+    deep = inner_block(m, k)
+    exact = deep < k
+    b_step, b_deep = (b_row, size) if turned else (size, b_row)
     # a step of a multiple of 4096 bytes puts all rows into the same few places of a cache
     packed = m >= 128 or (m >= 16 and b_row % 4096 == 0)
     gathered = packs_a(a_row, a_k, n, k, size)
     block = M_BLOCK_PACKED if gathered else M_BLOCK
-    a_work = work + PANEL_BYTES
-    for k0 in range(0, k, deep):
-        depth = min(deep, k - k0)
-        b_here = b + k0 * (size if turned else b_row)
-        for i0 in range(0, m, block):
-            rows = min(block, m - i0)
-            a_here, step = a + i0 * a_row + k0 * a_k, a_k
-            if gathered:
-                _pack_rows(like, a_here, a_k, a_work, block * size, depth, rows)
-                a_here, step = a_work, block * size
-            _block(
-                like, a_here, a_row, step, b_here, b_row, turned, packed, work, c + i0 * c_row, c_row, rows, n, depth,
-                k0 > 0, exact,
-            )  # fmt: skip
+    b_work = work + a_bytes(gathered, k, size)
+    for j0 in range(0, n, N_BLOCK):
+        columns = min(N_BLOCK, n - j0)
+        for k0 in range(0, k, deep):
+            depth = min(deep, k - k0)
+            pack = TURN if turned else PACK if packed else IN_PLACE
+            for i0 in range(0, m, block):
+                rows = min(block, m - i0)
+                a_here, step, tile = a + i0 * a_row + k0 * a_k, a_k, 0
+                if gathered:
+                    _pack_tiles(like, a_here, a_k, work, rows, depth, exact)
+                    a_here, step, tile = work, ROWS * size, depth * ROWS * size
+                _block(
+                    like, a_here, a_row, step, tile, b + j0 * b_step + k0 * b_deep, b_row, b_step, pack, m > block,
+                    b_work, c + i0 * c_row + j0 * size, c_row, rows, columns, depth, k0 > 0, exact,
+                )  # fmt: skip
+                if pack != IN_PLACE:
+                    pack = PACKED  # for the other blocks of rows

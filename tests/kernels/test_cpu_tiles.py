@@ -101,6 +101,8 @@ LARGE = [
     (2100, 17, 6),
     (5, 300, 7),
     (256, 128, 64),
+    (301, 530, 701),  # b is packed for several blocks of rows, in two of columns
+    (1027, 41, 1030),
 ]
 
 
@@ -180,14 +182,35 @@ def test_what_lay_in_the_result_before_is_not_read(run_compiled, dtype):
             np.testing.assert_array_equal(c.view, zeroed.view)
 
 
-def test_working_memory_is_a_panel_unless_a_must_be_packed():
-    size, page = 4, 4096
-    assert sizes.work_bytes(400, size, 100, 100, size) == sizes.PANEL_BYTES  # a as it is
-    assert sizes.work_bytes(size, 400, 100, 100, size) == sizes.PANEL_BYTES  # a turned, its rows near
-    packed = sizes.work_bytes(size, page, 100, 100, size)
-    assert packed == sizes.PANEL_BYTES + sizes.M_BLOCK_PACKED * 100 * size
-    long = sizes.work_bytes(size, 400, 100, 5000, size)
-    assert long == sizes.PANEL_BYTES + sizes.M_BLOCK_PACKED * sizes.K_BLOCK * size
+def test_working_memory_is_a_panel_of_b_unless_there_are_many_rows_or_a_is_packed():
+    size, page, m, n, k = 4, 4096, 100, 100, 100
+    panel = 2 * sizes.WIDEST * k
+    assert sizes.work_bytes(400, size, m, n, k, size) == panel  # a as it is
+    assert sizes.work_bytes(size, 400, m, n, k, size) == panel  # a turned, its rows near
+    assert (
+        sizes.work_bytes(400, size, 2000, n, k, size) == panel + n * k * size
+    )  # every block of rows reads b
+    assert sizes.work_bytes(400, size, 2000, 9000, k, size) == panel + sizes.N_BLOCK * k * size
+    packed = sizes.work_bytes(size, page, m, n, k, size)
+    assert packed == panel + sizes.M_BLOCK_PACKED * k * size
+    long = sizes.work_bytes(
+        size, 400, m, n, 5000, size
+    )  # more than a part of the inner side is never at work
+    assert long == sizes.K_WHOLE * (2 * sizes.WIDEST + sizes.M_BLOCK_PACKED * size)
+
+
+@pytest.mark.parametrize("m", [1, 64, 5000])
+@pytest.mark.parametrize("k", [1, 100, 700, 784, 1024, 1025, 60_000])
+def test_parts_of_the_inner_side_are_of_about_the_same_size_and_cover_it(m, k):
+    part = sizes.inner_block(m, k)
+    assert part <= max(sizes.K_WHOLE, sizes.K_BLOCK)
+    parts = -(-k // part)
+    assert parts == 1 or k - (parts - 1) * part > part - parts
+    assert parts == 1 or m >= sizes.MANY or k > sizes.K_WHOLE
+
+
+def test_blocks_of_rows_are_whole_tiles():
+    assert sizes.M_BLOCK % sizes.ROWS == sizes.M_BLOCK_PACKED % sizes.ROWS == 0
 
 
 def test_working_memory_is_not_written_beyond_its_end(dtype):
@@ -203,7 +226,7 @@ def test_working_memory_is_not_written_beyond_its_end(dtype):
         name = list(FORMS)[form]
         a, b, c = operands(m, n, k, name, dtype)
         steps = (size, a.view.strides[0]) if form == 1 else (a.view.strides[0], size)
-        wanted = sizes.work_bytes(*steps, n, k, size)
+        wanted = sizes.work_bytes(*steps, m, n, k, size)
         work = np.zeros(wanted + 4096, np.uint8)
         work[wanted:] = 77
         scalars, row, ctx = np.zeros(8), np.zeros(ROW_WIDTH, np.int64), np.zeros(16, np.int64)
