@@ -17,7 +17,34 @@ from numba.extending import intrinsic
 
 from . import sizes
 from .intrinsics import itemsize, pointer, read, write
-from .sizes import M_BLOCK, M_BLOCK_PACKED, N_BLOCK, ROWS, WIDEST
+from .sizes import M_BLOCK, M_BLOCK_PACKED, M_PACKS, N_BLOCK, ROWS, WIDEST
+
+AHEAD = 12
+"""Rows ahead of the one that is packed whose memory is asked for."""
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Bring a line to the cache."""
+    i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [i8, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.inttoptr(address, i8), *(ir.Constant(i32, n) for n in (1, 3, 1))])
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Bring a line to the cache; the address need not be one of the process."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _count(nbytes: int, size: int) -> int:
+    """How many elements of a size are in so many bytes: one at least, where a vector has less than four."""
+    return max(1, nbytes // size)
 
 
 def _tile(rows: int, vectors: int, share: int) -> Any:
@@ -41,7 +68,7 @@ def _tile(rows: int, vectors: int, share: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _, a, a_row, a_k, b, b_k, second, c, c_row, k, more = args
             scalar = context.get_value_type(like.dtype)
-            width = WIDEST // share // (like.dtype.bitwidth // 8)
+            width = _count(WIDEST // share, like.dtype.bitwidth // 8)
             vector = ir.VectorType(scalar, width)
             zero, nothing = ir.Constant(vector, [0.0] * width), ir.Constant(vector, ir.Undefined)
             sums = [cgutils.alloca_once_value(builder, zero) for _ in range(rows * vectors)]
@@ -56,9 +83,12 @@ def _tile(rows: int, vectors: int, share: int) -> Any:
             for _ in range(rows):
                 places += [c, builder.add(c, second)][:vectors]
                 c = builder.add(c, c_row)
+            below = builder.mul(c_row, ir.Constant(i64, rows))
             with builder.if_then(builder.icmp_signed("!=", more, ir.Constant(i64, 0))):
                 for total, place in zip(sums, places, strict=True):
                     builder.store(load_vector(place), total)
+                for place in places:  # of the next tile, which would wait for them
+                    _prefetch(builder, builder.add(place, below))
             with cgutils.for_range(builder, k, intp=i64):
                 a_here, b_here = builder.load(a_place), builder.load(b_place)
                 bs = [load_vector(b_here)]
@@ -93,10 +123,31 @@ tile_wide, tile_full, tile_half, tile_quarter = (
 )
 line_wide, line_full, line_half, line_quarter = _tile(1, 2, 1), _tile(1, 1, 1), _tile(1, 1, 2), _tile(1, 1, 4)
 packs_a, inner_block = njit(sizes.packs_a), njit(sizes.inner_block)
-a_bytes = njit(sizes.a_bytes)
 
 IN_PLACE, PACK, TURN, PACKED = range(4)
 """What becomes of a panel of b: it is read where it lies, packed, turned as it is packed, or it is packed already."""
+
+
+def _copy(count: Any) -> Any:
+    """Make the intrinsic that copies some neighbours at once; `count` of the bytes of an element says how many."""
+
+    @intrinsic
+    def copy(typingctx: Any, like: Any, source: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _, source, out = args
+            align = like.dtype.bitwidth // 8
+            kind = ir.VectorType(context.get_value_type(like.dtype), count(align)).as_pointer()
+            value = builder.load(builder.inttoptr(source, kind), align=align)
+            builder.store(value, builder.inttoptr(out, kind), align=align)
+            return context.get_dummy_value()
+
+        return types.void(like, types.int64, types.int64), codegen
+
+    return copy
+
+
+copy_vector, copy_quarter = _copy(lambda size: WIDEST // size), _copy(lambda size: _count(WIDEST // 4, size))
+copy_tile_row = _copy(lambda size: ROWS)
 
 
 @intrinsic
@@ -177,12 +228,21 @@ def _element(like, address):
 
 @njit
 def _pack_rows(like, source, source_row, out, out_row, rows, columns):
-    """Copy a matrix to where its rows lie together."""
-    for i in range(rows):
-        x = carray(pointer(source + i * source_row, like), (columns,))
-        y = carray(pointer(out + i * out_row, like), (columns,))
-        for j in range(columns):
-            y[j] = x[j]
+    """Copy a matrix, whose rows are a power of two, to where they lie together."""
+    size = itemsize(like)
+    vector = WIDEST // size
+    step = vector if columns >= vector else max(1, vector // 4)
+    for _ in range(rows):
+        # rows far apart are no stream that a processor would see coming
+        prefetch(source + AHEAD * source_row)
+        prefetch(source + AHEAD * source_row + columns * size - 1)
+        for j in range(0, columns, step):
+            if step == vector:
+                copy_vector(like, source + j * size, out + j * size)
+            else:
+                copy_quarter(like, source + j * size, out + j * size)
+        source += source_row
+        out += out_row
 
 
 @njit
@@ -190,21 +250,21 @@ def _pack_tiles(like, source, source_k, out, m, k, exact):
     """Copy columns of a, which are rows of what it lies in, to where those of a tile lie together.
 
     Row k of the source has element (i, k) for all i; the rows of a are the columns of the result: (tiles, k, ROWS).
+    Rows that are no whole tile come in one that overlaps the one before, or, with `exact`, by themselves.
     """
     size = itemsize(like)
-    for t in range((m + ROWS - 1) // ROWS):
-        first = t * ROWS if exact else min(t * ROWS, max(0, m - ROWS))
-        here, place = source + first * size, out + t * k * ROWS * size
-        rows = min(ROWS, m - first)
-        for _ in range(k):
-            if rows == ROWS:
-                for i in range(ROWS):
-                    write(like, place, i, 1, read(like, here, i, 0))
-            else:
-                for i in range(rows):
-                    write(like, place, i, 1, read(like, here, i, 0))
-            here += source_k
-            place += ROWS * size
+    tile = k * ROWS * size
+    whole = m // ROWS
+    last = m - ROWS if m >= ROWS and not exact else whole * ROWS  # where the rest is read
+    for p in range(k):
+        place = out + p * ROWS * size
+        for t in range(whole):
+            copy_tile_row(like, source + t * ROWS * size, place)
+            place += tile
+        if whole * ROWS < m:
+            for i in range(min(ROWS, m - last)):
+                write(like, place, i, 1, read(like, source, last + i, 0))
+        source += source_k
 
 
 @njit
@@ -273,11 +333,14 @@ def _block(like, a, a_row, a_k, a_tile, b, b_row, step, pack, keep, work, c, c_r
     """
     size = itemsize(like)
     vector = WIDEST // size
+    narrowest = max(1, vector // 4)
     j = 0
     for kind in range(4):
         columns = 2 * vector >> kind
         may_overlap = not exact and n >= columns
-        while n - j >= columns or (may_overlap and j < n and (2 * (n - j) > columns or kind == 3)):
+        while columns and (
+            n - j >= columns or (may_overlap and j < n and (2 * (n - j) > columns or columns == narrowest))
+        ):
             first = min(j, n - columns)
             _columns(
                 like, a, a_row, a_k, a_tile, b + first * step, b_row, pack, work, c + first * size, c_row, m, k, more,
@@ -318,14 +381,14 @@ def product(like, a, a_row, a_k, b, b_row, turned, c, c_row, m, n, k, work):
         work: `work_bytes(...)` of this worker's own.
     """
     size = itemsize(like)
-    deep = inner_block(m, k)
+    deep = inner_block(k)
     exact = deep < k
     b_step, b_deep = (b_row, size) if turned else (size, b_row)
     # a step of a multiple of 4096 bytes puts all rows into the same few places of a cache
-    packed = m >= 128 or (m >= 16 and b_row % 4096 == 0)
+    packed = m >= M_PACKS or (m >= 16 and b_row % 4096 == 0)
     gathered = packs_a(a_row, a_k, n, k, size)
     block = M_BLOCK_PACKED if gathered else M_BLOCK
-    b_work = work + a_bytes(gathered, k, size)
+    b_work = work + (M_BLOCK_PACKED * deep * size if gathered else 0)
     for j0 in range(0, n, N_BLOCK):
         columns = min(N_BLOCK, n - j0)
         for k0 in range(0, k, deep):
