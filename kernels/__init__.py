@@ -252,6 +252,20 @@ _kernel(
     table=FOR_GPUS,
 )
 
+UPDATES = tuple(name for name, spec in CATALOGUE.items() if "parameters" in spec.updates)
+"""Names of the rules of optimizers."""
+
+for _name in UPDATES:
+    _spec = CATALOGUE[_name]
+    _operands = " ".join(o + "?" * (o in _spec.optional) for o in _spec.updates)
+    _kernel(
+        f"{_name}_cast",
+        f"{' '.join(_spec.reads)} | {_operands} -> copy",
+        f"{_name}, and cast_bf16 of the parameters; nothing on a flagged step",
+        " ".join(_spec.scalars),
+        table=FOR_GPUS,
+    )
+
 BFLOAT16 = "uint16"
 """The type of arrays that hold bfloat16."""
 
@@ -267,7 +281,7 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
     **{
         name: frozenset(spec.operands) - ({"mask"} if name in PRODUCTS else {"bias", "added", "dw", "db"})
         for name, spec in FOR_GPUS.items()
-        if name != "cast_bf16"
+        if name in PRODUCTS or "narrow" in name
     },
 }
 """Operands that may be bfloat16 on a GPU in programs of float32: a kernel computes in float32 and rounds

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from gpumlp.kernels import CATALOGUE, IN_BFLOAT16
+from gpumlp.kernels import CATALOGUE, IN_BFLOAT16, UPDATES
 from gpumlp.kernels.reference import kernel
 from gpumlp.kernels.reference.products import as_float, from_bfloat16, to_bfloat16
 
@@ -24,7 +24,8 @@ def bfloat16_checks(context: Context, compiled: Compiled) -> list[Check]:
         Check(f"{name} on bfloat16", functools.partial(check_halves, context, compiled, name), limit=60)
         for name in names
     ]
-    return [*found, Check("cast_bf16", functools.partial(check_cast, context, compiled))]
+    found.append(Check("cast_bf16", functools.partial(check_cast, context, compiled)))
+    return [*found, Check("updates with a copy", functools.partial(check_updates, context, compiled))]
 
 
 def check_halves(context: Context, compiled: Compiled, name: str) -> Values:
@@ -53,6 +54,22 @@ def check_halves(context: Context, compiled: Compiled, name: str) -> Values:
     if faults:
         raise Failed(faults[0], {"error": worst, "faults": faults[:20]})
     return {"error": worst, "tolerance": ROUNDED}
+
+
+def check_updates(context: Context, compiled: Compiled) -> Values:
+    """Updates that round the parameters to a copy change what plain ones do, bit for bit."""
+    kernels = compiled.kernels.get("bf16")
+    for name in UPDATES:
+        for size in context.either(("small", "odd"), ("small",)):
+            values, scalars = SIZES[size].operands(name, "float32"), SIZES[size].scalars(name)
+            plain = call(context, name, values, scalars, "bf16", 0, kernels)
+            given = {**values, "copy": np.zeros(values["parameters"].shape, np.uint16)}
+            found = call(context, f"{name}_cast", given, scalars, "bf16", 0, kernels)
+            wanted = {**plain, "copy": to_bfloat16(np, plain["parameters"])}
+            for operand, value in found.items():
+                if not np.array_equal(value, wanted[operand], equal_nan=value.dtype.kind == "f"):
+                    raise Failed(f"{name}_cast, {size}: {operand} is not that of {name}")
+    return {"rules": len(UPDATES)}
 
 
 def check_cast(context: Context, compiled: Compiled) -> Values:

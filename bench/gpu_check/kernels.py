@@ -21,6 +21,7 @@ from gpumlp.kernels import (
     START,
     STEP,
     UPDATE,
+    UPDATES,
     kernel_spec,
 )
 from gpumlp.kernels.cuda import OPERATIONS, THREADS
@@ -45,7 +46,7 @@ from .one_call import (
     written,
 )
 
-OTHERS = {"cast_bf16", "advance", *NARROW}
+OTHERS = {"cast_bf16", "advance", *NARROW, *(f"{name}_cast" for name in UPDATES)}
 """Operations that the catalogue does not write, and that have checks of their own."""
 
 

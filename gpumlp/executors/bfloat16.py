@@ -12,9 +12,9 @@ import numpy as np
 
 from ..arena import Arena, Segment
 from ..backend import Backend
-from ..kernels import BFLOAT16, IN_BFLOAT16, PRODUCTS, kernel_spec
+from ..kernels import BFLOAT16, IN_BFLOAT16, PRODUCTS, UPDATES, kernel_spec
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
-from .lowering import Rewrite
+from .lowering import Rewrite, substitute
 from .products import Supports
 
 DATA_COPY = "X.bf16"
@@ -94,6 +94,29 @@ def use_bfloat16(n_parameters: int) -> Rewrite:
         n_parameters: elements of the arena.
     """
     return lambda program: _Copies(program, n_parameters).run()
+
+
+def cast_with_update(program: Program) -> Program:
+    """Leave the copy of the parameters to their update, where there is one, and so save reading them once more.
+
+    The copy must then be made before the first step: whoever else changes parameters does not write it.
+    """
+    casts = {i for i, call in enumerate(program.calls) if _casts_parameters(call)}
+    if not casts or not any(call.kernel in UPDATES for call in program.calls):
+        return program
+    calls = []
+    for call in program.calls:
+        if call.kernel in UPDATES:
+            parameters = call.by_name["parameters"]
+            assert parameters is not None
+            copy = replace(parameters, arena=PARAMETERS_COPY, dtype=BFLOAT16)
+            call = replace(call, kernel=f"{call.kernel}_cast", operands=(*call.operands, copy))
+        calls.append(call)
+    return substitute(replace(program, calls=tuple(calls)), {}, casts)
+
+
+def _casts_parameters(call: Call) -> bool:
+    return call.kernel == "cast_bf16" and call.by_name["y"].arena == PARAMETERS_COPY  # type: ignore[union-attr]
 
 
 class _Copies:

@@ -15,6 +15,7 @@ from ..program import Call, Memory, Operand, Program
 from .bfloat16 import (
     DATA_COPY,
     PARAMETERS_COPY,
+    cast_with_update,
     keep_in_bfloat16,
     parameters_copy,
     use_bfloat16,
@@ -96,8 +97,8 @@ class GraphExecutor(DeviceExecutor):
         super().__init__(backend, memory, workers, precision)
         self._ready: dict[tuple[int, int], tuple[Linked, list[Launch]]] = {}
         self._graphs: dict[tuple[int, Chunk], Launch] = {}
-        self._copy_data: Linked | None = None
-        self._copies: list[Launch] | None = None
+        self._copying: Linked | None = None
+        self._copy_launches: list[Launch] | None = None
         self._plans: list[StepPlan] = []  # whose graphs there are; kept, so that no other has their identity
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
@@ -115,7 +116,7 @@ class GraphExecutor(DeviceExecutor):
             read_full_batch_in_place,
             keep_in_bfloat16(supports),
             *fusions,
-            use_bfloat16(n_parameters),
+            *(use_bfloat16(n_parameters), cast_with_update),
         )
 
     def linger(self, program: Program) -> int:
@@ -123,20 +124,23 @@ class GraphExecutor(DeviceExecutor):
 
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}
+        calls = []
         if PARAMETERS_COPY in read and PARAMETERS_COPY not in self.memory.arenas:
-            copy = parameters_copy(self.backend, self.memory.arenas["parameters"])
-            self.memory.arenas[PARAMETERS_COPY] = copy
+            parameters = self.memory.arenas["parameters"]
+            self.memory.arenas[PARAMETERS_COPY] = parameters_copy(self.backend, parameters)
+            whole = Operand("parameters", "", parameters.flat("float32").shape, "float32")
+            calls.append(Call("cast_bf16", (whole, replace(whole, arena=PARAMETERS_COPY, dtype=BFLOAT16))))
         if DATA_COPY in read and DATA_COPY not in self.memory.arrays:
             x = self.memory.arrays["X"]
             memory = self.backend.allocate(2 * x.size)[: 2 * x.size]
             self.memory.arrays[DATA_COPY] = memory.view(BFLOAT16).reshape(x.shape)
-            self._operations.add("cast_bf16")
             whole = Operand("X", "", x.shape, str(x.dtype))
-            call = Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype=BFLOAT16)))
-            program = Program((call,), {}, frozenset(), x.shape[0], str(x.dtype))
-            none = Arena(self.backend, ())
+            calls.append(Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype=BFLOAT16))))
+        if calls:
+            self._operations.add("cast_bf16")
+            program, none = Program(tuple(calls), {}, frozenset(), 1), Arena(self.backend, ())
             steps = unfold(program, self.memory, none, self._most_blocks(), self.uses_library)
-            self._copy_data = self._link(program, steps, none)
+            self._copying = self._link(program, steps, none)
 
     def execute(self, program: Program) -> None:
         self.copy_in()
@@ -144,7 +148,7 @@ class GraphExecutor(DeviceExecutor):
             if self._sorts_by_library(program):
                 self._order_rows(program)
             else:
-                for launch in self._launches_of(program):
+                for launch in (*self._copies(), *self._launches_of(program)):
                     launch()
         self.copy_out()
 
@@ -154,7 +158,9 @@ class GraphExecutor(DeviceExecutor):
         position, sorts = int(control[POSITION]), self._sorts_by_library(plan.begin)
         epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
         with self.backend.active():
-            for copy in self._data_copies():  # once a block: whoever owns the data may change them between
+            for (
+                copy
+            ) in self._copies():  # once a block: whoever owns data and parameters may change them between
                 copy()
             for chunk in chunks(plan, position, n_steps, not sorts):
                 if chunk.begin and sorts:
@@ -167,10 +173,11 @@ class GraphExecutor(DeviceExecutor):
                 self._order_rows(plan.begin)
         return done
 
-    def _data_copies(self) -> list[Launch]:
-        if self._copies is None:
-            self._copies = [] if self._copy_data is None else self.launches(self._copy_data)
-        return self._copies
+    def _copies(self) -> list[Launch]:
+        """What rounds the data and the parameters to bfloat16, where products read them so."""
+        if self._copy_launches is None:
+            self._copy_launches = [] if self._copying is None else self.launches(self._copying)
+        return self._copy_launches
 
     def _launches_of(self, program: Program, plan: StepPlan | None = None) -> list[Launch]:
         key = (id(program), id(plan))

@@ -135,7 +135,7 @@ def _table() -> dict[str, Operation]:
         grids[f"bias_{name}"] = ("elements", 1)
         grids[f"{name}_grad_bias"] = ("columns", 0)
     for name in FOR_GPUS:
-        if "narrow" in name:
+        if "narrow" in name or name.endswith("_cast"):
             grids[name] = ("groups", 3) if name.endswith("_narrow") else ("elements", 3)
     return {
         name: Operation(name, code, *grids[name], at_once=_at_once(name))

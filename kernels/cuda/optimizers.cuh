@@ -49,86 +49,94 @@ __device__ void clip_by_norm(const Row& row, Block block) {
 }
 
 // --- update rules: operands control, rates, gradients, parameters, slots; scalars weight_decay, the rule's own -----
+// Each has a form with one more operand, a copy of the parameters in bfloat16 for the products to read.
 
 __device__ __forceinline__ double rate_of(const Row& row) {
   return vector<double>(row, 1)[vector<long long>(row, 0)[SLOT]];
 }
 
 template <typename T>
-__device__ void sgd(const Row& row, Block block) {
+__device__ __forceinline__ void update_sgd(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3)};
-  elementwise<3, 2>(operands, block, [&](T(&v)[2]) { v[1] -= lr * (v[0] + decay * v[1]); });
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), copy};
+  elementwise<3, 6>(operands, block, [&](T(&v)[3]) {
+    v[1] -= lr * (v[0] + decay * v[1]);
+    v[2] = v[1];
+  });
 }
 
 // Scalars weight_decay, momentum, dampening, nesterov; slot velocity. The first velocity is the gradient itself.
 template <typename T>
-__device__ void momentum(const Row& row, Block block) {
+__device__ __forceinline__ void update_momentum(const Row& row, Block block, Matrix<T> copy) {
   const long long* control = vector<long long>(row, 0);
   if (flagged(control)) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]);
   const T taken = control[UPDATE] == 0 ? T(1) : T(1.0 - row.scalars[2]);
   const bool nesterov = row.scalars[3] != 0;
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4)};
-  elementwise<7, 6>(operands, block, [&](T(&v)[3]) {
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
+  elementwise<7, 14>(operands, block, [&](T(&v)[4]) {
     const T g = v[0] + decay * v[1];
     v[2] = mu * v[2] + taken * g;
     v[1] -= lr * (nesterov ? g + mu * v[2] : v[2]);
+    v[3] = v[1];
   });
 }
 
 // Scalars weight_decay, momentum, nesterov; slot velocity, which holds the rate.
 template <typename T>
-__device__ void momentum_keras(const Row& row, Block block) {
+__device__ __forceinline__ void update_momentum_keras(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]);
   const bool nesterov = row.scalars[2] != 0;
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4)};
-  elementwise<7, 6>(operands, block, [&](T(&v)[3]) {
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
+  elementwise<7, 14>(operands, block, [&](T(&v)[4]) {
     const T step = lr * (v[0] + decay * v[1]);
     v[2] = mu * v[2] - step;
     v[1] += nesterov ? mu * v[2] - step : v[2];
+    v[3] = v[1];
   });
 }
 
 // Scalars weight_decay, momentum; slot velocity, an average.
 template <typename T>
-__device__ void momentum_average(const Row& row, Block block) {
+__device__ __forceinline__ void update_momentum_average(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]), rest = T(1.0 - row.scalars[1]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4)};
-  elementwise<7, 6>(operands, block, [&](T(&v)[3]) {
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
+  elementwise<7, 14>(operands, block, [&](T(&v)[4]) {
     v[2] = mu * v[2] + rest * (v[0] + decay * v[1]);
     v[1] -= lr * v[2];
+    v[3] = v[1];
   });
 }
 
 // Scalars weight_decay, lr_decay, eps; slot accumulator.
 template <typename T>
-__device__ void adagrad(const Row& row, Block block) {
+__device__ __forceinline__ void update_adagrad(const Row& row, Block block, Matrix<T> copy) {
   const long long* control = vector<long long>(row, 0);
   if (flagged(control)) return;
   const T lr = T(rate_of(row) / (1.0 + (double)control[UPDATE] * row.scalars[1]));
   const T decay = T(row.scalars[0]), eps = T(row.scalars[2]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4)};
-  elementwise<7, 6>(operands, block, [&](T(&v)[3]) {
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
+  elementwise<7, 14>(operands, block, [&](T(&v)[4]) {
     const T g = v[0] + decay * v[1];
     v[2] += g * g;
     v[1] -= lr * (g / (root(v[2]) + eps));
+    v[3] = v[1];
   });
 }
 
 // Scalars weight_decay, alpha, eps, momentum; slots square, average?, velocity?.
 template <typename T>
-__device__ void rmsprop(const Row& row, Block block) {
+__device__ __forceinline__ void update_rmsprop(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), alpha = T(row.scalars[1]), rest = T(1.0 - row.scalars[1]);
   const T eps = T(row.scalars[2]), mu = T(row.scalars[3]);
   const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), matrix<T>(row, 5),
-                                matrix<T>(row, 6)};
+                                matrix<T>(row, 6), copy};
   const bool centred = (bool)operands[3];
-  elementwise<31, 30>(operands, block, [&](T(&v)[5]) {
+  elementwise<31, 62>(operands, block, [&](T(&v)[6]) {
     const T g = v[0] + decay * v[1];
     v[2] = alpha * v[2] + rest * g * g;
     T spread = v[2];
@@ -138,12 +146,13 @@ __device__ void rmsprop(const Row& row, Block block) {
     }
     v[4] = mu * v[4] + g / (root(spread) + eps);  // an absent velocity is 0
     v[1] -= lr * v[4];
+    v[5] = v[1];
   });
 }
 
 // Scalars weight_decay, beta1, beta2, eps, decoupled; slots first, second.
 template <typename T>
-__device__ void adam(const Row& row, Block block) {
+__device__ __forceinline__ void update_adam(const Row& row, Block block, Matrix<T> copy) {
   const long long* control = vector<long long>(row, 0);
   if (flagged(control)) return;
   const double rate = rate_of(row), beta1 = row.scalars[1], beta2 = row.scalars[2];
@@ -159,11 +168,31 @@ __device__ void adam(const Row& row, Block block) {
   const T scale = T(corrections[0]), correction = T(corrections[1]);
   const T kept = decoupled ? T(1.0 - rate * row.scalars[0]) : T(1), decay = decoupled ? T(0) : T(row.scalars[0]);
   const T square_kept = T(beta2), rest1 = T(1.0 - beta1), rest2 = T(1.0 - beta2), eps = T(row.scalars[3]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), matrix<T>(row, 5)};
-  elementwise<15, 14>(operands, block, [&](T(&v)[4]) {
+  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), matrix<T>(row, 5), copy};
+  elementwise<15, 30>(operands, block, [&](T(&v)[5]) {
     const T g = v[0] + decay * v[1];
     v[2] += rest1 * (g - v[2]);
     v[3] = square_kept * v[3] + rest2 * g * g;
     v[1] = kept * v[1] - scale * (v[2] / (root(v[3]) * correction + eps));
+    v[4] = v[1];
   });
 }
+
+#define UPDATE_RULE(name, operands)                                  \
+  template <typename T>                                              \
+  __device__ void name(const Row& row, Block block) {                \
+    update_##name<T>(row, block, Matrix<T>{});                       \
+  }                                                                  \
+  template <typename T>                                              \
+  __device__ void name##_cast(const Row& row, Block block) {         \
+    update_##name<T>(row, block, matrix<T>(row, operands));          \
+  }
+
+UPDATE_RULE(sgd, 4)
+UPDATE_RULE(momentum, 5)
+UPDATE_RULE(momentum_keras, 5)
+UPDATE_RULE(momentum_average, 5)
+UPDATE_RULE(adagrad, 5)
+UPDATE_RULE(rmsprop, 7)
+UPDATE_RULE(adam, 6)
+#undef UPDATE_RULE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import ACTIVATIONS, IN_EPILOGUES, mask_bytes
-from . import activations, products
+from .. import ACTIVATIONS, BAD_STEP, IN_EPILOGUES, UPDATES, mask_bytes
+from . import activations, optimizers, products
 
 Array = Any
 
@@ -119,8 +119,21 @@ def _product_gradient_sums(name: str) -> Any:
     return fused
 
 
+def _update_and_cast(name: str) -> Any:
+    update = getattr(optimizers, name)
+
+    def fused(xp: Any, control: Array, rates: Array, gradients: Array, *changed: Any, **scalars: Any) -> None:
+        *updated, copy = changed
+        update(xp, control, rates, gradients, *updated, **scalars)
+        if control[BAD_STEP] < 0:
+            cast_bf16(xp, updated[0], copy)
+
+    return fused
+
+
 KERNELS: dict[str, Any] = {
     "cast_bf16": cast_bf16,
+    **{f"{name}_cast": _update_and_cast(name) for name in UPDATES},
     "product_bias": product_bias,
     "product_bias_relu": product_bias_relu,
     "product_bias_gelu_tanh": product_bias_gelu_tanh,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bench.gpu_check.examples import Examples
-from gpumlp.kernels import CATALOGUE, FOR_GPUS, IN_BFLOAT16
-from gpumlp.kernels.reference import kernel_in_bfloat16
+from gpumlp.kernels import BAD_STEP, CATALOGUE, FOR_GPUS, IN_BFLOAT16, UPDATES
+from gpumlp.kernels.reference import kernel, kernel_in_bfloat16
 from gpumlp.kernels.reference.products import as_float, to_bfloat16
 from tests.kernels.cases import between_guards, results
 
@@ -126,6 +126,51 @@ def test_what_is_not_finite_shows_in_bfloat16_where_it_does_in_the_reference(run
             a, b = as_float(np, found[result]), as_float(np, wanted[result])
             np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
             np.testing.assert_array_equal(np.isinf(a), np.isinf(b))
+
+
+@pytest.mark.parametrize("size", ["small", "wide"])
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_rounds_the_parameters_to_their_copy_and_changes_no_bit_of_them(run_cuda, name, size):
+    values = SIZES[size].operands(name, "float32")
+    plain = launch(run_cuda, size, name, values, (3, 64))
+    copy = np.full(values["parameters"].shape, 0x7FC1, np.uint16)
+    for order in ORDERS:
+
+        def update(held, order=order):
+            run_cuda(f"{name}_cast", held, SIZES[size].scalars(name), "bf16", 3, 64, order)
+
+        found = between_guards(update, name, {**values, "copy": copy})
+        np.testing.assert_array_equal(found.pop("copy"), to_bfloat16(np, plain["parameters"]))
+        for operand, value in found.items():
+            np.testing.assert_array_equal(value, plain[operand], err_msg=operand)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_of_a_flagged_step_leaves_the_copy_too(run_cuda, name):
+    values = SIZES["small"].operands(name, "float32")
+    values["control"][BAD_STEP] = 3
+    given = {**values, "copy": np.full(values["parameters"].shape, 77, np.uint16)}
+    scalars = SIZES["small"].scalars(name)
+    run_cuda(f"{name}_cast", given, scalars, "bf16", 1, 64, "ascending")
+    assert (given["copy"] == 77).all()
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_reference_of_an_update_with_a_copy_is_the_update_and_the_cast(name, flagged):
+    values = SIZES["small"].operands(name, "float32")
+    values["control"][BAD_STEP] = 3 if flagged else -1
+    plain, copy = reference_of(name, values), np.full(values["parameters"].shape, 77, np.uint16)
+    found = reference_of(f"{name}_cast", {**values, "copy": copy})
+    np.testing.assert_array_equal(found["parameters"], plain["parameters"])
+    wanted = copy if flagged else to_bfloat16(np, plain["parameters"])
+    np.testing.assert_array_equal(found["copy"], wanted)
+
+
+def reference_of(name, values):
+    after = {k: v.copy() for k, v in values.items()}
+    kernel(name)(np, *after.values(), **SIZES["small"].scalars(name.removesuffix("_cast")))
+    return after
 
 
 def test_kernels_whose_operands_are_floats_give_the_same_bits_as_those_compiled_for_float32(run_cuda):
