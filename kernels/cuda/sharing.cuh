@@ -20,13 +20,12 @@ __device__ __forceinline__ void for_each_place(long long rows, long long width, 
   const long long start = (long long)block.index * blockDim.x + threadIdx.x;
   const long long step = (long long)block.count * blockDim.x;
   if (start >= rows * width) return;
-  if (rows == 1) {
-    for (long long j = start; j < width; j += step) body(0, j);
-    return;
+  // one loop for a single row too: the body, which is inlined, would stand there twice
+  long long i = 0, j = start, down = 0, across = step;
+  if (rows > 1) {
+    divide(start, width, i, j);
+    divide(step, width, down, across);
   }
-  long long i, j, down, across;
-  divide(start, width, i, j);
-  divide(step, width, down, across);
   while (i < rows) {
     body(i, j);
     i += down;
