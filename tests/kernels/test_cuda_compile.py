@@ -1,13 +1,15 @@
 """The text of the kernels compiles for every architecture by NVRTC, which needs neither a driver nor a GPU.
 
 It comes from NVIDIA's wheel (nvidia-cuda-nvrtc, or nvidia-cuda-nvrtc-cu12 for CUDA 12); without it the tests that
-compile are skipped. Each architecture and type and each operation is compiled at least once.
+compile are skipped. Each architecture and type and each operation is compiled at least once; where operations stand
+together in one kernel they are functions of that, and not compiled once more as kernels of their own.
 """
 
 import ctypes
 import functools
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +97,24 @@ def spills(log: str) -> dict[str, int]:
     return {re.sub(r"^_Z\d+(\w+)RK3Row5Block$", r"\1", name): int(count) for name, count in found}
 
 
+def unit_text(dtype: str, names: Sequence[str], together: str) -> str:
+    """The text of a unit, in which each operation stands once."""
+    if together == "chain":
+        return source(dtype, (), chained=names)
+    text = source(dtype, names, walker=together == "resident")
+    if together == "resident":
+        own = r'extern "C" __global__ [^\n]*gpumlp_\w+\(const __grid_constant__ Row row\) \{\n.*\n\}\n'
+        text, found = re.subn(own, "", text)
+        assert found == len(names)
+    return text
+
+
 def test_each_architecture_and_each_operation_is_compiled():
     assert {unit[0] for unit in UNITS} == {"sm_75", "sm_80", "sm_86", "sm_90", "sm_100"}
     for dtype in ("float32", "float64"):
-        assert {name for unit in UNITS if unit[1] == dtype for name in unit[2]} == set(OPERATIONS)
+        alone = [unit for unit in UNITS if unit[1] == dtype and not unit[3]]
+        assert {name for unit in alone for name in unit[2]} == set(OPERATIONS)
+    assert {name for unit in UNITS if unit[1] == "bf16" and not unit[3] for name in unit[2]} == set(HALVES)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +123,15 @@ def test_each_architecture_and_each_operation_is_compiled():
 def test_the_kernels_compile_without_spilling_registers(
     arch: str, dtype: str, names: list[str], together: str
 ) -> None:
-    chained = names if together == "chain" else ()
-    cubin, log = compile_for(arch, source(dtype, names, together == "resident", chained))
+    cubin, log = compile_for(arch, unit_text(dtype, names, together))
     assert cubin[:4] == b"\x7fELF"
     assert "warning" not in log
     found = spills(log)
     for name in names:
-        for function in (f"gpumlp_{name}", *([f"perform_{name}"] if together else ())):
-            assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
+        function = f"perform_{name}" if together else f"gpumlp_{name}"
+        assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
-    rows = MAX_CHAIN * 8 * ROW_WIDTH if chained else 0
+    rows = MAX_CHAIN * 8 * ROW_WIDTH if together == "chain" else 0
     assert max(shared) == SCRATCH_BYTES + rows, "operations share one scratch, and a chain has its rows"
     if together:
         # some of their own addresses may wait in local memory while an operation runs
