@@ -1,6 +1,7 @@
 """Imports run one way, as the design says, and ``import gpumlp`` loads NumPy and nothing heavier."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,7 +138,10 @@ def _imports(module: str, path: Path) -> Iterator[Import]:
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
 
 
-IMPORTS = [found for module, path in SOURCES.items() for found in _imports(module, path)]
+@functools.cache
+def all_imports() -> list[Import]:
+    """Read when a test asks for them: every process that collects the tests would read all sources."""
+    return [found for module, path in SOURCES.items() for found in _imports(module, path)]
 
 
 def inside(module: str, package: str) -> bool:
@@ -150,13 +154,13 @@ def place(module: str) -> int | None:
 
 def test_the_reader_of_imports_reads_this_package():
     """The rules below hold nothing if nothing is read."""
-    pairs = {(i.module, i.imported) for i in IMPORTS}
+    pairs = {(i.module, i.imported) for i in all_imports()}
     assert len(pairs) > 150
     assert ("gpumlp.program", "gpumlp.kernels") in pairs
     assert ("gpumlp.kernels.reference.losses", "gpumlp.kernels.reference.activations") in pairs
     assert ("gpumlp.layers.base", "gpumlp.chain") in pairs  # within a function
     assert ("gpumlp.chain", "gpumlp.layers") not in pairs  # for type checking only
-    assert any(i.within_function for i in IMPORTS)
+    assert any(i.within_function for i in all_imports())
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -166,7 +170,7 @@ def test_every_module_has_a_place_in_the_order(module):
 
 def test_imports_run_one_way():
     wrong = []
-    for i in IMPORTS:
+    for i in all_imports():
         if not i.imported.startswith("gpumlp"):
             continue
         own, other = place(i.module), place(i.imported)
@@ -181,7 +185,7 @@ def test_what_stands_alone_knows_nothing_of_the_rest(package):
     allowed = {package, *ALONE[package]}
     wrong = [
         f"{i.module}:{i.line} imports {i.imported}"
-        for i in IMPORTS
+        for i in all_imports()
         if inside(i.module, package)
         and i.imported.startswith("gpumlp")
         and not any(inside(i.imported, name) for name in allowed)
@@ -193,7 +197,7 @@ def test_heavy_modules_are_imported_within_functions():
     """The kernels of Numba are such modules themselves: what uses them imports them within functions."""
     heavy_packages = ("gpumlp.kernels.cpu",)
     wrong = []
-    for i in IMPORTS:
+    for i in all_imports():
         at_home = any(inside(i.module, p) for p in heavy_packages)
         if i.within_function or at_home:
             continue
@@ -214,7 +218,7 @@ def test_cupy_is_imported_by_the_backend_and_the_kernels_of_the_gpu_alone():
             if isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
                 names = [ast.unparse(a).strip("'\"") for a in node.args]
                 found |= {module for name in names if name.split(".")[0] in ("cupy", "cupyx")}
-    found |= {i.module for i in IMPORTS if i.imported.split(".")[0] in ("cupy", "cupyx")}
+    found |= {i.module for i in all_imports() if i.imported.split(".")[0] in ("cupy", "cupyx")}
     assert found <= allowed
 
 
