@@ -41,8 +41,11 @@ CHAIN_NUMBERS = 1 << 14
 TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 """Operands of which an operation reads a part."""
 
-NEVER_CHAINED = frozenset(["sum_squares", "clip_by_norm", "shuffle"])
-"""Operations of which one counts the blocks of the other; and one whose work is not that of its numbers."""
+NEVER_CHAINED = frozenset(
+    ["sum_squares", "clip_by_norm", "shuffle", *(name for name in OPERATIONS if "narrow" in name)]
+)
+"""Operations of which one counts the blocks of the other; one whose work is not that of its numbers; those that want
+more registers than a thread of so large a block has."""
 
 
 @dataclass

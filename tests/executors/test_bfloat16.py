@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
-from gpumlp.executors.bfloat16 import BFLOAT16, PARAMETERS_COPY, keep_in_bfloat16, use_bfloat16
+from gpumlp.executors.bfloat16 import (
+    BFLOAT16,
+    PARAMETERS_COPY,
+    cast_with_update,
+    keep_in_bfloat16,
+    use_bfloat16,
+)
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.lowering import fuse_bias_activation, fuse_gradient_bias, lower
 from gpumlp.executors.narrow import fuse_narrow_gradients, fuse_narrow_products
 from gpumlp.executors.products import fuse_epilogues
 from gpumlp.kernels import PRODUCTS, kernel_spec
-from gpumlp.program import ACTIVATION_ARENA
+from gpumlp.losses import get_loss
+from gpumlp.program import ACTIVATION_ARENA, Builder
+from gpumlp.step import DataShape, training_plan
 from tests.executors.programs import ALL, having, memory_of, network, run, step_program
 
 GELU = gm.GELU(approximate="tanh")
@@ -124,6 +132,37 @@ def test_a_bias_is_rounded_only_where_a_product_adds_it_to_a_result_in_bfloat16(
         ("bias_tanh_narrow", "bias"): "float32",
         ("bias_tanh_narrow", "added"): "float32",
     }
+
+
+@pytest.mark.parametrize("optimizer", [gm.SGD(0.1), gm.SGD(0.1, momentum=0.9), gm.AdamW(weight_decay=0.1)])
+def test_an_update_writes_the_copy_of_the_parameters_that_it_changes(optimizer):
+    net = network("relu", dtype="float32")
+    net.layers[0].freeze()
+    shape = DataShape(20, 20, 7, (), False)
+    program = training_plan(net, get_loss("cross_entropy"), optimizer, shape, 8, False).batch
+    before = lower(program, rewrites())
+    after = lower(program, (*rewrites(), cast_with_update))
+    updates = [c for c in before.calls if c.kernel == optimizer.kernel]
+    fused = [c.by_name for c in after.calls if c.kernel == f"{optimizer.kernel}_cast"]
+    assert len(fused) == len(updates) > 0
+    for operands in fused:
+        parameters, copy = operands["parameters"], operands["copy"]
+        assert parameters is not None
+        assert copy is not None
+        assert (copy.start, copy.shape) == (parameters.start, parameters.shape)
+        assert (copy.arena, copy.dtype) == (PARAMETERS_COPY, BFLOAT16)
+    assert len(after.calls) == len(before.calls) - 1  # the copy at the beginning
+    assert not any(
+        o and o.arena == PARAMETERS_COPY for c in after.calls if "cast_bf16" in c.kernel for o in c.operands
+    )
+
+
+def test_a_prediction_makes_its_own_copy_of_the_parameters():
+    net = network("relu", dtype="float32")
+    b = Builder(4, net.dtype, training=False)
+    b.keep(net.emit_forward(b, b.buffer("x", 4, 7, keep=True))[-1])
+    program = lower(b.finish(), (*rewrites(), cast_with_update))
+    assert program.calls[0].kernel == "cast_bf16"
 
 
 def test_sums_of_columns_are_in_float32_whatever_the_matrix_is_in():

@@ -179,6 +179,24 @@ def test_a_full_batch_in_bfloat16_reads_one_copy_of_the_data(stand_in, monkeypat
     assert sum(call.operands[0].arena == "X" for call in casts) == 1
 
 
+def test_weights_that_are_set_between_epochs_reach_the_products_in_bfloat16(stand_in, monkeypatch):
+    """The copy that products read follows updates; what a callback sets it must follow too."""
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    stand_in()
+    network = gm.mlp((5, 40, 3), device="stand-in", seed=1)
+
+    def clear(trainer, epoch, logs):
+        if epoch == 1:
+            trainer.network.load_state_dict({k: 0 * v for k, v in trainer.network.state_dict().items()})
+
+    trainer = gm.Trainer(
+        network, loss="cross_entropy", optimizer=gm.SGD(1e-9), precision="bf16", callbacks=[clear]
+    )
+    history = trainer.fit(X, LABELS, epochs=2, batch_size=16, progress=False)
+    assert history["loss"][1] == pytest.approx(np.log(3), rel=1e-4)
+    assert history["loss"][0] != pytest.approx(np.log(3), rel=1e-2)
+
+
 def test_a_precision_that_a_device_has_not_is_refused():
     with pytest.raises(ValueError, match=r"precision 'tf32' needs a GPU, and the device is cpu"):
         gm.Trainer(gm.mlp((2, 2), device="cpu"), loss="mse", precision="tf32")

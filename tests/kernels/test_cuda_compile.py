@@ -22,8 +22,12 @@ from gpumlp.kernels.layout import ROW_WIDTH
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
 CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
-# What may read or write bfloat16, and an update.
-HALVES = sorted({*IN_BFLOAT16, "cast_bf16", "adam"} & set(OPERATIONS))
+# What may read or write bfloat16, and updates; of the many forms with a narrow product those that want most registers.
+NARROW = {"bias_gelu_narrow", "bias_mish_narrow", "narrow_mish_grad", "narrow_relu_grad_sums"}
+HALVES = sorted(
+    {name for name in IN_BFLOAT16 if name in OPERATIONS and "narrow" not in name}
+    | {*NARROW, "cast_bf16", "adam", "adam_cast"}
+)
 # What a chain may be made of: one operation of each kind.
 SHORT = (
     *(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import time
 from html.parser import HTMLParser
 from typing import Any
 
@@ -229,17 +228,12 @@ def test_eight_targets_show_six_and_say_so():
     assert "2 more targets are not shown" in page.all("main")[0]["text"]
 
 
-def test_large_runs_stay_small_and_quick():
+def test_pages_of_large_runs_stay_small():
     report = classification([f"class {i}" for i in range(30)], epochs=100_000)
     report.history = {"loss": np.random.default_rng(0).random(100_000), "val_loss": np.arange(100_000.0)}
     big = regression(200_000)
     report.true, report.predicted = big.true, big.predicted
-    render_report(regression(10))
-    start = time.perf_counter()
-    html = render_report(report)
-    # about 0.7 s on one core; the rest is for a busy machine
-    assert time.perf_counter() - start < 6
-    assert len(html) < 600_000
+    assert len(render_report(report)) < 600_000
 
 
 @pytest.mark.parametrize(
