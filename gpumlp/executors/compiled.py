@@ -187,10 +187,13 @@ class CompiledExecutor:
         job = self._job if plan is self._plan and self._job is not None else self._new_job(plan)
         if self._pace is None:
             return job.run(n_steps, 0, self.workers)
-        workers, trial = self._pace.trial(n_steps)
-        done = self._timed_run(job, trial, 0, workers) if trial else 0
-        if done < trial:
-            return done
+        done, (workers, steps) = 0, self._pace.trial(n_steps)
+        while steps:
+            good = self._timed_run(job, steps, done, workers)
+            done += good
+            if good < steps:
+                return done
+            workers, steps = self._pace.longer_trial(n_steps - done)
         return done + self._timed_run(job, n_steps - done, done, self._pace.current)
 
     def _timed_run(self, job: Job, n_steps: int, first_slot: int, workers: int) -> int:

@@ -85,8 +85,9 @@ class Pace:
         workers: the most there may be.
     """
 
-    TRIAL = 16
-    """A trial of the other number takes the steps of a block over this."""
+    TRIAL, LONGER_TRIAL = 16, 4
+    """A trial of the other number takes the steps of a block over the first. The first steps of workers that were not
+    at work are slow, since their caches hold nothing of it: where several are not far behind, they get a longer trial."""
     PATIENCE = 12
     """Blocks between trials while one worker runs alone."""
 
@@ -95,6 +96,7 @@ class Pace:
         self._seconds: dict[int, float] = {}
         self._best = math.inf
         self._blocks = 0
+        self._is_promising = False
 
     def trial(self, n_steps: int) -> tuple[int, int]:
         """Return (workers, steps) to try first in a block of `n_steps`; no steps where there is no reason to."""
@@ -107,11 +109,17 @@ class Pace:
         slower = self._seconds[self.current] > 1.3 * self._best
         return 1, steps if slower or 1 not in self._seconds else 0
 
+    def longer_trial(self, n_steps: int) -> tuple[int, int]:
+        """Return (workers, steps) to try behind a first trial, of the `n_steps` that are left of the block."""
+        return self.most, max(1, n_steps // self.LONGER_TRIAL) if self._is_promising else 0
+
     def took(self, workers: int, seconds_per_step: float) -> None:
         """Note what a number of workers achieved, and go over to it where it is the better one."""
         self._seconds[workers] = seconds_per_step
         self._best = min(self._best, seconds_per_step)
         if workers != self.current:
             self._blocks = 0
-            if seconds_per_step < 0.9 * self._seconds[self.current]:
+            ratio = seconds_per_step / self._seconds[self.current]
+            self._is_promising = not self._is_promising and workers > 1 and 0.9 <= ratio < 2
+            if ratio < 0.9:
                 self.current = workers

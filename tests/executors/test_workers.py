@@ -340,6 +340,30 @@ def test_a_pace_goes_over_to_one_worker_where_several_are_slower_and_back_again(
     assert pace.current == 2
 
 
+def test_several_workers_that_are_not_far_behind_at_first_get_a_longer_trial():
+    """Their caches hold nothing yet: judged by the first steps, one worker would stay alone."""
+    pace = Pace(2)
+    pace.took(2, 14.0)
+    pace.took(1, 1.6)
+    assert pace.current == 1
+    assert pace.longer_trial(160) == (2, 0)
+    for longer, ends_with in ((1.7, 1), (1.0, 2)):
+        while not (trial := pace.trial(160))[1]:
+            pace.took(1, 1.6)
+        assert trial == (2, 10)
+        pace.took(2, 2.0)
+        assert pace.current == 1
+        assert pace.longer_trial(150) == (2, 37)
+        pace.took(2, longer)
+        assert pace.current == ends_with
+        assert pace.longer_trial(113) == (2, 0)
+    pace.took(1, 0.1)
+    while not pace.trial(160)[1]:
+        pace.took(1, 0.1)
+    pace.took(2, 14.0)  # a processor is taken away
+    assert pace.longer_trial(150) == (2, 0)
+
+
 def test_a_pace_of_one_worker_and_a_block_of_few_steps_try_nothing():
     alone, few = Pace(1), Pace(4)
     alone.took(1, 1.0)
