@@ -87,7 +87,7 @@ class Pace:
 
     TRIAL, LONGER_TRIAL = 16, 4
     """A trial of the other number takes the steps of a block over the first. The first steps of workers that were not
-    at work are slow, since their caches hold nothing of it: where several are not far behind, they get a longer trial."""
+    at work are slow, since their caches hold nothing of it: where several are not far behind, they are tried longer."""
     PATIENCE = 12
     """Blocks between trials while one worker runs alone."""
 
