@@ -115,8 +115,15 @@ def cast_with_update(program: Program) -> Program:
     return substitute(replace(program, calls=tuple(calls)), {}, casts)
 
 
+def expects_copy(program: Program) -> bool:
+    """Whether a program reads a copy of the parameters that it does not make itself."""
+    reads = any(o is not None and o.arena == PARAMETERS_COPY for call in program.calls for o in call.operands)
+    return reads and not any(map(_casts_parameters, program.calls))
+
+
 def _casts_parameters(call: Call) -> bool:
-    return call.kernel == "cast_bf16" and call.by_name["y"].arena == PARAMETERS_COPY  # type: ignore[union-attr]
+    copy = call.by_name["y"] if call.kernel == "cast_bf16" else None
+    return copy is not None and copy.arena == PARAMETERS_COPY
 
 
 class _Copies:

@@ -16,6 +16,7 @@ from .bfloat16 import (
     DATA_COPY,
     PARAMETERS_COPY,
     cast_with_update,
+    expects_copy,
     keep_in_bfloat16,
     parameters_copy,
     use_bfloat16,
@@ -125,17 +126,21 @@ class GraphExecutor(DeviceExecutor):
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}
         calls = []
+
+        def copy(array: str, shape: tuple[int, ...], to: str) -> None:
+            whole = Operand(array, "", shape, "float32")
+            calls.append(Call("cast_bf16", (whole, replace(whole, arena=to, dtype=BFLOAT16))))
+
         if PARAMETERS_COPY in read and PARAMETERS_COPY not in self.memory.arenas:
             parameters = self.memory.arenas["parameters"]
             self.memory.arenas[PARAMETERS_COPY] = parameters_copy(self.backend, parameters)
-            whole = Operand("parameters", "", parameters.flat("float32").shape, "float32")
-            calls.append(Call("cast_bf16", (whole, replace(whole, arena=PARAMETERS_COPY, dtype=BFLOAT16))))
+            if any(map(expects_copy, programs)):
+                copy("parameters", parameters.flat("float32").shape, PARAMETERS_COPY)
         if DATA_COPY in read and DATA_COPY not in self.memory.arrays:
             x = self.memory.arrays["X"]
             memory = self.backend.allocate(2 * x.size)[: 2 * x.size]
             self.memory.arrays[DATA_COPY] = memory.view(BFLOAT16).reshape(x.shape)
-            whole = Operand("X", "", x.shape, str(x.dtype))
-            calls.append(Call("cast_bf16", (whole, replace(whole, arena=DATA_COPY, dtype=BFLOAT16))))
+            copy("X", x.shape, DATA_COPY)
         if calls:
             self._operations.add("cast_bf16")
             program, none = Program(tuple(calls), {}, frozenset(), 1), Arena(self.backend, ())
@@ -158,9 +163,8 @@ class GraphExecutor(DeviceExecutor):
         position, sorts = int(control[POSITION]), self._sorts_by_library(plan.begin)
         epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
         with self.backend.active():
-            for (
-                copy
-            ) in self._copies():  # once a block: whoever owns data and parameters may change them between
+            # once a block: whoever owns data and parameters may change them between
+            for copy in self._copies():
                 copy()
             for chunk in chunks(plan, position, n_steps, not sorts):
                 if chunk.begin and sorts:

@@ -6,14 +6,17 @@ pay where it runs, one after the other, and plans the memory again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from ..kernels import ACTIVATIONS
-from ..program import Operand, Program, plan
+from ..program import Call, Operand, Program, plan
 
 Rewrite = Callable[[Program], Program]
+
+GRADIENTS = frozenset(f"{name}_grad" for name in ACTIVATIONS)
+"""Names of the gradients of activations."""
 
 
 def lower(program: Program, rewrites: Sequence[Rewrite], linger: int = 0) -> Program:
@@ -48,6 +51,16 @@ def substitute(program: Program, by: dict[str, Operand], dropped: set[int]) -> P
         buffers={name: s for name, s in program.buffers.items() if name in used},
         marks={name: sum(i < place for i in kept) for name, place in program.marks.items()},
     )
+
+
+def find_column_sums(
+    calls: Sequence[Call], start: int, matrix: Operand | None, dropped: Collection[int] = ()
+) -> int | None:
+    """The place, from `start` on, of the call that sums the columns of a matrix, but for those that are dropped."""
+    for k in range(start, len(calls)):
+        if k not in dropped and calls[k].kernel == "column_sums" and calls[k].operands[0] == matrix:
+            return k
+    return None
 
 
 def read_full_batch_in_place(program: Program) -> Program:
@@ -86,15 +99,12 @@ def fuse_gradient_bias(program: Program) -> Program:
     """Make one pass of the gradient of an activation and the ``column_sums`` of what it gives."""
     calls = list(program.calls)
     dropped = set()
-    gradients = {f"{name}_grad" for name in ACTIVATIONS}
     for i, gradient in enumerate(calls):
-        if gradient.kernel not in gradients:
+        if gradient.kernel not in GRADIENTS:
             continue
-        dx = gradient.operands[-1]
-        for k in range(i + 1, len(calls)):
-            if calls[k].kernel == "column_sums" and calls[k].operands[0] == dx:
-                operands = (*gradient.operands, calls[k].operands[1])
-                calls[i] = replace(gradient, kernel=f"{gradient.kernel}_bias", operands=operands)
-                dropped.add(k)
-                break
+        sums = find_column_sums(calls, i + 1, gradient.operands[-1])
+        if sums is not None:
+            operands = (*gradient.operands, calls[sums].operands[1])
+            calls[i] = replace(gradient, kernel=f"{gradient.kernel}_bias", operands=operands)
+            dropped.add(sums)
     return substitute(replace(program, calls=tuple(calls)), {}, dropped)

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..kernels import ACTIVATIONS, FOR_GPUS, NARROW
+from ..kernels import FOR_GPUS, NARROW
 from ..program import Call, Operand, Program
-from .lowering import substitute
-
-GRADIENTS = frozenset(f"{name}_grad" for name in ACTIVATIONS)
+from .lowering import GRADIENTS, find_column_sums, substitute
 
 
 def fuse_narrow_products(program: Program) -> Program:
@@ -83,9 +81,10 @@ def fuse_narrow_gradients(program: Program) -> Program:
             kernel += "_sums"
             operands.append(calls[weight].operands[2])
             dropped.add(weight)
-            sums = _column_sums(calls, i + 1, dx)
+            sums = find_column_sums(calls, i + 1, dx)
             operands.append(None if sums is None else calls[sums].operands[1])
-            dropped |= set() if sums is None else {sums}
+            if sums is not None:
+                dropped.add(sums)
         calls[i] = replace(gradient, kernel=kernel, operands=tuple(operands))
         dropped.add(i - 1)
     return substitute(replace(program, calls=tuple(calls)), {}, dropped)
@@ -112,12 +111,4 @@ def _weight_gradient(calls: Sequence[Call], y: Operand | None, dy: Operand | Non
             dw = call.operands[2]
             if turned and dw is not None and dw.stride is None:
                 return k
-    return None
-
-
-def _column_sums(calls: Sequence[Call], start: int, dx: Operand | None) -> int | None:
-    """The place behind `start` where the columns of `dx` are summed."""
-    for k in range(start, len(calls)):
-        if calls[k].kernel == "column_sums" and calls[k].operands[0] == dx:
-            return k
     return None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..arena import Segment
 from ..kernels import ACTIVATIONS, IN_EPILOGUES, mask_bytes
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
-from .lowering import Rewrite, substitute
+from .lowering import Rewrite, find_column_sums, substitute
 
 Supports = Callable[[str, Call, bool], bool]
 """Whether a ``matmul`` call, whose result tells the type, may become the product of a name, with its last operand or
@@ -137,14 +137,9 @@ class _Fusion:
 
     def _sums(self, dx: Operand, start: int) -> int | None:
         """Where the columns of `dx` are summed into a vector of its type, as the library does it."""
-        for k in range(start, len(self.calls)):
-            call = self.calls[k]
-            if k not in self.dropped and call.kernel == "column_sums" and call.operands[0] == dx:
-                db = call.operands[1]
-                assert db is not None
-                if db.dtype == dx.dtype:
-                    return k
-        return None
+        sums = find_column_sums(self.calls, start, dx, self.dropped)
+        db = None if sums is None else self.calls[sums].operands[1]
+        return sums if db is not None and db.dtype == dx.dtype else None
 
     def _bias_gradient(self, i: int) -> bool:
         """The sums of the columns of the second operand, right behind the product."""

@@ -141,17 +141,26 @@ def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     matrix, db = step.places[-2], step.places[-1]
     assert matrix is not None
     assert db is not None
-    size = db.itemsize  # the matrix may be in bfloat16
     count = shares(matrix.rows, matrix.columns, THREADS, most_blocks)
     if count == 1:
         yield step
         return
-    step.partial = backend.allocate(count * matrix.columns * size)
-    sums = Place(address(step.partial), count, matrix.columns, matrix.columns, size)
+    (sums,) = _shares_of([db], count, step, backend)
     step.places = [*step.places[:-1], sums]
     step.blocks = -(-matrix.columns // lanes(matrix.columns)) * count
     yield step
     yield Step("column_sums", [sums, db])
+
+
+def _shares_of(wholes: Sequence[Place], count: int, step: Step, backend: Backend) -> list[Place]:
+    """Give a step memory for sums that are made in shares: a matrix for each vector, a row of it for each share."""
+    sizes = [aligned(count * whole.columns * whole.itemsize) for whole in wholes]
+    step.partial = backend.allocate(sum(sizes))
+    start = address(step.partial)
+    return [
+        Place(start + sum(sizes[:k]), count, whole.columns, whole.columns, whole.itemsize)
+        for k, whole in enumerate(wholes)
+    ]
 
 
 def _narrow_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Step]:
@@ -159,18 +168,11 @@ def _narrow_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     *_, dx, dw, db = step.places
     assert dx is not None
     assert dw is not None
-    size = dw.itemsize  # dx may be in bfloat16
-    tiles = narrow_tiles(dx.columns, size)
+    tiles = narrow_tiles(dx.columns, dw.itemsize)  # dx may be in bfloat16
     count = narrow_shares(dx.rows, tiles, THREADS, most_blocks)
     wholes = [replace(dw, rows=1, columns=dw.rows * dw.columns, stride=dw.rows * dw.columns)]
     wholes += [] if db is None else [db]
-    parts = wholes
-    if count > 1:
-        step.partial = backend.allocate(sum(aligned(count * whole.columns * size) for whole in wholes))
-        start, parts = address(step.partial), []
-        for whole in wholes:
-            parts.append(Place(start, count, whole.columns, whole.columns, size))
-            start += aligned(count * whole.columns * size)
+    parts = wholes if count == 1 else _shares_of(wholes, count, step, backend)
     step.places = [*step.places[:-2], *parts, *[None] * (2 - len(parts))]
     step.blocks = min(tiles * count, most_blocks)
     yield step

@@ -351,21 +351,8 @@ def _block(like, a, a_row, a_k, a_tile, b, b_row, step, pack, keep, work, c, c_r
     if j < n:
         b_row_k, b_column = (size, b_row) if step != size else (b_row, size)
         _few_columns(
-            like,
-            a,
-            a_row,
-            a_k,
-            a_tile,
-            b + j * step,
-            b_row_k,
-            b_column,
-            c + j * size,
-            c_row,
-            m,
-            n - j,
-            k,
-            more,
-        )
+            like, a, a_row, a_k, a_tile, b + j * step, b_row_k, b_column, c + j * size, c_row, m, n - j, k, more,
+        )  # fmt: skip
 
 
 @njit
