@@ -195,10 +195,11 @@ ACTIVATION(tanh, Tanh)
 template <typename T>
 __device__ __forceinline__ T sum_of_exponentials(const T* x, long long columns, int lane, int lanes, T& largest) {
   largest = x[0];  // and not -inf, of which a row may be full
-  for (long long j = lane; j < columns; j += lanes) largest = larger(largest, x[j]);
+  const auto entry = [&](long long j) { return x[j]; };
+  along_row(lane, lanes, columns, entry, [&](long long, T v) { largest = larger(largest, v); });
   largest = row_maximum(largest, lanes);
   T sum = T(0);
-  for (long long j = lane; j < columns; j += lanes) sum += exp_of(x[j] - largest);
+  along_row(lane, lanes, columns, entry, [&](long long, T v) { sum += exp_of(v - largest); });
   return row_sum(sum, lanes);
 }
 

@@ -54,7 +54,8 @@ __device__ void finish_loss(const Row& row, Block block) {
   const double* scratch = reinterpret_cast<const double*>(row.scratch);
   const long long rows = (long long)row.scalars[1];
   double sum = 0;
-  for (long long i = threadIdx.x; i < rows; i += blockDim.x) sum += scratch[1 + i];
+  along_row<2>(threadIdx.x, blockDim.x, rows, [&](long long i) { return scratch[1 + i]; },
+               [&](long long, double v) { sum += v; });
   sum = block_total(sum);
   if (threadIdx.x != 0) return;
   long long* control = vector<long long>(row, 0);
@@ -196,8 +197,9 @@ __device__ void softmax_loss(const Row& row, Block block, Target target) {
     }
     mass = row_sum(mass, lanes);
     if (grad)
-      for (long long j = lane; j < columns; j += lanes)
-        *grad.at(i, j) = (exp_of((x[j] - largest) - log_sum) * mass - smooth(i, j)) * scale;
+      along_row<2>(lane, lanes, columns, [&](long long j) { return x[j]; }, [&](long long j, T v) {
+        *grad.at(i, j) = (exp_of((v - largest) - log_sum) * mass - smooth(i, j)) * scale;
+      });
     return loss;
   });
 }

@@ -21,6 +21,20 @@ __device__ __forceinline__ unsigned short bfloat16(double x) {
   return bfloat16(near);
 }
 
+// Two of them in a word; GPUs from compute capability 8.0 on have an instruction for it.
+__device__ __forceinline__ unsigned two_bfloat16(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return bfloat16(low) | (unsigned)bfloat16(high) << 16;
+#endif
+}
+__device__ __forceinline__ unsigned two_bfloat16(double low, double high) {
+  return bfloat16(low) | (unsigned)bfloat16(high) << 16;
+}
+
 __device__ __forceinline__ float from_bfloat16(unsigned half) { return __uint_as_float(half << 16); }
 
 // --- loads and stores --------------------------------------------------------------------------------------------
@@ -97,7 +111,7 @@ __device__ __forceinline__ void store_halves(unsigned short* p, const T (&v)[WID
   if constexpr (WIDTH % 4 == 0) {
     unsigned words[WIDTH / 2];
 #pragma unroll
-    for (int w = 0; w < WIDTH / 2; w++) words[w] = bfloat16(v[2 * w]) | (unsigned)bfloat16(v[2 * w + 1]) << 16;
+    for (int w = 0; w < WIDTH / 2; w++) words[w] = two_bfloat16(v[2 * w], v[2 * w + 1]);
     if constexpr (WIDTH % 8 == 0) {
 #pragma unroll
       for (int w = 0; w < WIDTH / 2; w += 4)

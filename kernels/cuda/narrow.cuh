@@ -63,7 +63,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   // numbers of rows and of columns by themselves fit 32 bits, which saves registers
   const int rows = (int)x.rows, columns = (int)x.columns, groups = (rows + NARROW_ROWS - 1) / NARROW_ROWS;
-  const bool wide = aligned<C>(x) && (!y || aligned<C>(y));
+  const bool wide = aligned<C>(x) && (!y || aligned<C>(y)), wide_bias = aligned<C>(bias);
   // neighbouring groups of rows go to different blocks: where there are few, each has a multiprocessor of its own
   for (int first = block.index; first < groups; first += warps * block.count) {
     const int i = (first + warp * block.count) * NARROW_ROWS + threadIdx.x % WARP / LANES * ROWS;
@@ -74,7 +74,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
         const int j = left + e;
         const bool whole = wide && j + C <= columns;
         T v[ROWS][C] = {}, offset[C] = {};
-        if (bias) load_part<C>(offset, bias, 0, j, false);
+        if (bias) load_part<C>(offset, bias, 0, j, whole && wide_bias);
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
           if (i + r < rows) load_part<C>(v[r], x, i + r, j, whole);
@@ -158,12 +158,17 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
         if (i + r * step < rows) load_part<C>(kept[r], saved, i + r * step, j, whole);
+      // the short rows of a by one load, a lane for each number: one by one each would be waited for
+      T short_row[ROWS];
+#pragma unroll
+      for (int r = 0; r < ROWS; r++)
+        short_row[r] = lane < inner && i + r * step < rows ? element(a, i + r * step, lane) : T(0);
       const auto multiply = [&](int p) {
         T near[C];
         load_near<C>(near, factor + p * COLUMNS + lane * C);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-          const T v = i + r * step < rows ? element(a, i + r * step, p) : T(0);
+          const T v = __shfl_sync(0xffffffffu, short_row[r], p);
 #pragma unroll
           for (int c = 0; c < C; c++) {
             sums[r][c] += v * near[c];

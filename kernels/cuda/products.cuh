@@ -19,50 +19,72 @@ __device__ __forceinline__ bool steps_aligned(const T* data, long long stride) {
   return ((reinterpret_cast<long long>(data) | stride * (long long)sizeof(T)) & 15) == 0;
 }
 
-// v[n][s] = the factor at (first + n, p + s), or at the last place of the side where there are no more.
+// What a thread reads of a factor: N neighbours of its side from `first` on, four places of the inner side at once.
+// Addresses are found once for each tile, since 64-bit products in the loop would cost more than the sums.
 template <int KIND, typename T, int N>
-__device__ __forceinline__ void fetch(T (&v)[N][4], const Factor<T>& f, long long first, long long sides, long long p) {
-  if constexpr (KIND == ALONG_INNER) {
-#pragma unroll
-    for (int n = 0; n < N; n++) load<4>(v[n], f.at(first + n < sides ? first + n : sides - 1, p));
-  } else if (KIND == ALONG_SIDE && first + N <= sides) {
-#pragma unroll
-    for (int s = 0; s < 4; s++) {
-      T q[4];
-      load<4>(q, f.at(first, p + s));
-#pragma unroll
-      for (int n = 0; n < N; n++) v[n][s] = q[n];
-    }
-  } else {
-#pragma unroll
-    for (int n = 0; n < N; n++)
-#pragma unroll
-      for (int s = 0; s < 4; s++) v[n][s] = *f.at(first + n < sides ? first + n : sides - 1, p + s);
-  }
-}
+struct Reader {
+  const T* at[N];  // of each neighbour, at the first place of the inner side; of the last where there are no more
+  long long inner;
+  bool whole;
 
-// Adds to a tile of sums the products of four places of the inner side, then of those `step` on, and so forth.
-template <int A_KIND, int B_KIND, typename T, int M, int N>
-__device__ __forceinline__ void accumulate(T (&sums)[M][N], const Factor<T>& a, long long i, long long rows,
-                                           const Factor<T>& b, long long j, long long columns, long long p,
-                                           long long inner, long long step) {
-  for (; p + 4 <= inner; p += step) {
+  __device__ __forceinline__ Reader(const Factor<T>& f, int first, int sides) : inner(f.inner), whole(first + N <= sides) {
+#pragma unroll
+    for (int n = 0; n < N; n++) at[n] = f.at(first + n < sides ? first + n : sides - 1, 0);
+  }
+
+  // v[n][s] = the factor at (first + n, p + s)
+  __device__ __forceinline__ void read(T (&v)[N][4], int p) const {
+    if constexpr (KIND == ALONG_INNER) {
+#pragma unroll
+      for (int n = 0; n < N; n++) load<4>(v[n], at[n] + p);
+      return;
+    }
+    const long long offset = p * inner;
+    if (KIND == ALONG_SIDE && whole) {
+#pragma unroll
+      for (int s = 0; s < 4; s++) {
+        T q[4];
+        load<4>(q, at[0] + offset + s * inner);
+#pragma unroll
+        for (int n = 0; n < N; n++) v[n][s] = q[n];
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int s = 0; s < 4; s++) v[n][s] = at[n][offset + s * inner];
+    }
+  }
+
+  __device__ __forceinline__ T one(int n, int p) const { return at[n][p * inner]; }
+};
+
+// Adds to a tile of sums the products of four places of the inner side, then of those `step` on, and so forth; `turn` of
+// these fours later than at the first, and those left out at the end.
+template <typename A, typename B, typename T, int M, int N>
+__device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B& b, int first, int inner, int step,
+                                           int turn) {
+  const int fours = inner - first >= 4 ? (inner - first - 4) / step + 1 : 0, end = first + fours * step;
+  int p = fours ? first + turn % fours * step : end;
+  for (int n = 0; n < fours; n++) {
     T x[M][4], y[N][4];
-    fetch<A_KIND>(x, a, i, rows, p);
-    fetch<B_KIND>(y, b, j, columns, p);
+    a.read(x, p);
+    b.read(y, p);
 #pragma unroll
     for (int s = 0; s < 4; s++)
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < N; n++) sums[m][n] += x[m][s] * y[n][s];
+    p += step;
+    if (p == end) p = first;
   }
-  for (; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
+  for (p = end; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
     T x[M], y[N];
 #pragma unroll
-    for (int m = 0; m < M; m++) x[m] = *a.at(i + m < rows ? i + m : rows - 1, p);
+    for (int m = 0; m < M; m++) x[m] = a.one(m, p);
 #pragma unroll
-    for (int n = 0; n < N; n++) y[n] = *b.at(j + n < columns ? j + n : columns - 1, p);
+    for (int n = 0; n < N; n++) y[n] = b.one(n, p);
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -75,10 +97,11 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const Factor<T>& a, 
 template <int M, int N, int A_KIND, int B_KIND, typename T>
 __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c, long long inner,
                                          Block block) {
-  const int tiles_down = (int)((c.rows + M - 1) / M), tiles_across = (int)((c.columns + N - 1) / N);
+  const int rows = (int)c.rows, columns = (int)c.columns, depth = (int)inner;
+  const int tiles_down = (rows + M - 1) / M, tiles_across = (columns + N - 1) / N;
   const int tiles = tiles_down * tiles_across, total = block.count * blockDim.x;
   int split = 1;
-  while (split < WARP && tiles * split * 2 <= total && split * 8 <= inner) split *= 2;
+  while (split < WARP && tiles * split * 2 <= total && split * 8 <= depth) split *= 2;
   // a warp on 4 x 8 tiles reads 16 rows of a and 32 columns of b, and not 4 rows and 128 columns
   const bool square = split == 1 && tiles_down % 4 == 0 && tiles_across % 8 == 0;
   const bool wide = N == 4 && steps_aligned(c.data, c.stride);
@@ -93,9 +116,12 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
       down = group / groups_across * 4 + tile % 32 / 8;
       across = group % groups_across * 8 + tile % 8;
     }
-    const long long i = (long long)down * M, j = (long long)across * N;
+    const int i = down * M, j = across * N;
+    // rows of b lie a multiple of all banks apart: neighbours begin at different places of theirs
+    const int turn = B_KIND == ALONG_INNER ? across % 8 : 0;
     T sums[M][N] = {};
-    accumulate<A_KIND, B_KIND>(sums, a, i, c.rows, b, j, c.columns, 4ll * part, inner, 4ll * split);
+    accumulate(sums, Reader<A_KIND, T, M>(a, i, rows), Reader<B_KIND, T, N>(b, j, columns), 4 * part, depth,
+               4 * split, turn);
     if (split > 1) {
 #pragma unroll
       for (int m = 0; m < M; m++)
@@ -105,16 +131,16 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
     if (!here || part != 0) continue;
 #pragma unroll
     for (int m = 0; m < M; m++) {
-      if (i + m >= c.rows) continue;
+      if (i + m >= rows) continue;
       if constexpr (N == 4) {
-        if (wide && j + N <= c.columns) {
+        if (wide && j + N <= columns) {
           store<4>(c.at(i + m, j), sums[m]);
           continue;
         }
       }
 #pragma unroll
       for (int n = 0; n < N; n++)
-        if (j + n < c.columns) *c.at(i + m, j + n) = sums[m][n];
+        if (j + n < columns) *c.at(i + m, j + n) = sums[m][n];
     }
   }
 }

@@ -125,14 +125,31 @@ __device__ __forceinline__ void for_each_row(long long rows, long long columns, 
   }
 }
 
+// Calls body(j, load(j)) for a lane's columns of a row, in order; AT_ONCE loads are under way at a time.
+template <int AT_ONCE = 4, typename Load, typename Body>
+__device__ __forceinline__ void along_row(int lane, int lanes, long long columns, Load load, Body body) {
+  for (long long j = lane; j < columns; j += AT_ONCE * lanes) {
+    decltype(load(j)) loaded[AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++)
+      if (j + u * lanes < columns) loaded[u] = load(j + u * lanes);
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++)
+      if (j + u * lanes < columns) body(j + u * lanes, loaded[u]);
+  }
+}
+
 // --- a block's share of columns ----------------------------------------------------------------------------------
 
-// A block takes up to 32 columns at once; its threads stand in rows of that width, each with a part of the rows.
+// A block takes up to 32 columns at once, and more where it is the only one, since each time costs a few barriers; its
+// threads stand in rows of that width, each with a part of the rows.
 struct Columns {
   int width, place, first, step;  // columns at once; this thread's column among them; its first row, rows to the next
 
-  __device__ __forceinline__ explicit Columns(long long columns)
-      : width(lanes_for(columns)), place(threadIdx.x % width), first(threadIdx.x / width), step(blockDim.x / width) {}
+  __device__ __forceinline__ Columns(long long columns, Block block) : width(lanes_for(columns)) {
+    while (block.count == 1 && width < columns && blockDim.x % (2 * width) == 0) width *= 2;
+    place = threadIdx.x % width, first = threadIdx.x / width, step = blockDim.x / width;
+  }
 };
 
 // The sums over the threads of each column; all of them get it. Every thread of the block must come.
@@ -152,8 +169,17 @@ __device__ __forceinline__ T column_total(T v, const Columns& c) {
   return shared[c.place];
 }
 
-// The sum of v over the threads of the block; all of them get it. Every thread must come.
-__device__ __forceinline__ double block_total(double v) { return column_total(v, Columns(1)); }
+// The sum of v over the threads of the block, whole warps; all of them get it. Every thread must come.
+__device__ __forceinline__ double block_total(double v) {
+  double* shared = shared_scratch<double>();
+  v = row_sum(v, WARP);
+  __syncthreads();  // what lay there may still be read
+  if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = v;
+  __syncthreads();
+  double total = 0;
+  for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) total += shared[warp];
+  return total;
+}
 
 // Adds term(load(i)) over i = first, first + step, ... below last. Four loads are under way at once; sums of up to 64
 // terms are added up apart, so that the rounding error does not grow with the number of rows.
@@ -181,7 +207,7 @@ __device__ __forceinline__ T sum_over(long long first, long long last, long long
 // last column, which come along for the barriers with a column that exists.
 template <typename Body>
 __device__ __forceinline__ void for_each_column(long long columns, Block block, Body body) {
-  const Columns c(columns);
+  const Columns c(columns, block);
   for (long long first = (long long)block.index * c.width; first < columns; first += (long long)block.count * c.width) {
     const long long j = first + c.place;
     body(j < columns ? j : columns - 1, j < columns, c);
@@ -193,10 +219,14 @@ template <typename T, typename Load, typename Term>
 __device__ __forceinline__ void sum_columns(long long rows, long long columns, Matrix<T> db, Block block, Load load,
                                             Term term) {
   using Loaded = decltype(load(rows, columns));
-  const Columns c(columns);
-  const long long tiles = (columns + c.width - 1) / c.width, each = (rows + db.rows - 1) / db.rows;
+  const Columns c(columns, block);
+  const long long tiles = (columns + c.width - 1) / c.width;
+  long long each, over;
+  divide(rows + db.rows - 1, db.rows, each, over);
   for (long long unit = block.index; unit < tiles * db.rows; unit += block.count) {
-    const long long share = unit / tiles, j = unit % tiles * c.width + c.place;
+    long long share, tile;
+    divide(unit, tiles, share, tile);
+    const long long j = tile * c.width + c.place;
     const long long first = share * each, last = first + each < rows ? first + each : rows;
     const bool here = j < columns;
     const T sum = sum_over<T>(first + c.first, here ? last : first, c.step,
