@@ -54,6 +54,16 @@ def test_an_error_in_any_result_is_seen(name):
         assert not computes_right(kind, wrong)
 
 
+@pytest.mark.parametrize(("dtype", "passes"), [("float32", True), ("float64", False)])
+def test_in_float64_a_function_that_is_only_nearly_right_is_refused(dtype, passes):
+    """As GELU is in some versions of cuBLASLt."""
+
+    def nearly(kind, operands):
+        return [None if o is None else o * (1 + 1e-10) for o in by_reference(kind, operands)]
+
+    assert computes_right(of("product_bias_gelu_tanh", dtype=dtype), nearly) == passes
+
+
 def test_a_nan_may_be_masked_but_not_lost_elsewhere():
     def selecting(kind, operands):
         c, db = by_reference(kind, operands)
