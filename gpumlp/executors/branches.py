@@ -64,9 +64,14 @@ def fills(program: Program, multiprocessors: int) -> bool:
     for call in program.calls:
         if call.kernel in PRODUCTS:
             result = call.by_name["c"]
-            if result is not None and math.prod(result.shape) >= multiprocessors * BLOCK_TILE:
+            if result is not None and is_wide(result.shape, multiprocessors):
                 return True
     return False
+
+
+def is_wide(shape: Sequence[int], multiprocessors: int) -> bool:
+    """Whether a product with a result of this shape fills a GPU by itself."""
+    return math.prod(shape) >= multiprocessors * BLOCK_TILE
 
 
 def access(linked: Linked, steps: Iterable[int], memory: Memory) -> Access:

@@ -21,7 +21,7 @@ from .bfloat16 import (
     parameters_copy,
     use_bfloat16,
 )
-from .branches import branch, fills
+from .branches import branch, fills, is_wide
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
@@ -37,6 +37,11 @@ GRAPH_STEPS = 32
 SORTED_BY_LIBRARY_FROM = 1 << 14
 """Rows from which the order of an epoch is sorted by the array library: the kernel's work grows with the square."""
 
+
+SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad"})
+"""What the library does in an epilogue slower than a launch of our own behind the plain product: on an H200, cuBLASLt
+13.1, a gradient through relu took 280 us in bf16 where other products of these sides (4096) take 190, 9.2 us and not
+2.6 in float32 at batch 32. `bench.gpu_check` measures trainings with them."""
 
 LINGER = 3
 """Calls for which memory is not used again, so that those of a layer's backward pass may run side by side."""
@@ -81,6 +86,12 @@ def chunks(plan: StepPlan, position: int, n_steps: int, begin_in_graph: bool) ->
         position = (position + done) % plan.steps
 
 
+def _result(product: Call) -> Operand:
+    result = product.operands[2]
+    assert result is not None
+    return result
+
+
 def _power_of_two(n: int) -> int:
     """The largest that is at most `n`, which is at least 1."""
     return 1 << (n.bit_length() - 1)
@@ -104,6 +115,13 @@ class GraphExecutor(DeviceExecutor):
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
         def supports(kernel: str, call: Call, last: bool) -> bool:
+            if kernel in SLOW_EPILOGUES:
+                return False
+            # beside a small product the library needs a second kernel for the sums; ours make them on the way
+            if kernel == "product_bias_grad" and not is_wide(
+                _result(call).shape, self.device.multiprocessors
+            ):
+                return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
         fusions = (

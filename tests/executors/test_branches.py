@@ -129,7 +129,25 @@ def test_the_gradients_of_weights_and_of_inputs_run_side_by_side(activation, sta
     assert len(gradients) == 3
     assert len(set(gradients)) == 3
     waiting = next(n for n, s in zip(nodes, kernels, strict=True) if s.operation == "check_gradients")
-    assert len(waiting.after) == 2  # for all three, one of them in its own lane
+    assert (
+        len(waiting.after) == 3
+    )  # for all three, one of them in its own lane, and for sums of the last layer
+
+
+@pytest.mark.parametrize(("multiprocessors", "in_epilogue"), [(1, True), (132, False)])
+def test_biases_have_their_gradients_in_an_epilogue_only_beside_a_product_that_fills_the_gpu(
+    multiprocessors, in_epilogue, stand_in
+):
+    backend = stand_in()
+    backend.device.multiprocessors = multiprocessors
+    net = gm.mlp((130, 140, 150, 130), activation="relu", seed=3, device="stand-in")
+    program = step_program(net)
+    executor = GraphExecutor(backend, memory_of(net))
+    executor.prepare(program)
+    kernels = {call.kernel for call in executor.linked(program).program.calls}
+    assert ("product_bias_grad" in kernels) == in_epilogue
+    assert ("relu_grad_bias" in kernels) == (not in_epilogue)
+    assert "product_relu_grad" not in kernels  # slower than what stands in its place
 
 
 def test_products_that_fill_the_gpu_stay_in_one_lane(stand_in):
@@ -153,8 +171,8 @@ def test_what_a_step_writes_is_in_its_access_and_so_is_its_working_memory(stand_
 @pytest.mark.parametrize("order", ["ascending", "descending", "random:3"])
 def test_branches_in_any_order_give_the_bits_of_one_lane(order, stand_in, monkeypatch):
     found = []
-    for tile in (branches.BLOCK_TILE, 0):
-        monkeypatch.setattr(branches, "BLOCK_TILE", tile)
+    for lanes in (branches.MAX_LANES, 1):
+        monkeypatch.setattr(branches, "MAX_LANES", lanes)
         stand_in(order=order)
         rng = np.random.default_rng(0)
         trainer = gm.Trainer(on_stand_in("tanh"), loss="cross_entropy", optimizer="adam", seed=5)

@@ -140,7 +140,18 @@ def test_a_graph_takes_epilogues_along(gpu, monkeypatch):
     gpu()
     train("fake:0", sizes=WIDE)
     assert CUDA.graphs
+    assert {"RELU_BIAS", "BIAS"} <= set(CUDA.products)
+
+
+def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, monkeypatch):
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr(graph, "SLOW_EPILOGUES", frozenset())
+    monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
+    gpu()
+    found = train("fake:0", sizes=WIDE)
     assert {"RELU_AUX_BIAS", "DRELU_BGRAD", "BGRADA", "BIAS"} <= set(CUDA.products)
+    for name, value in train("cpu", sizes=WIDE)[0].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +242,7 @@ def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gp
     gpu()
     found = train("fake:0", sizes=WIDE)
     assert CUDA.lanes > 1
-    monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
+    monkeypatch.setattr(branches, "MAX_LANES", 1)
     CUDA.lanes = 1
     alone = train("fake:0", sizes=WIDE)
     assert CUDA.lanes == 1
