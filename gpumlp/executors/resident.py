@@ -31,6 +31,10 @@ STATIC_SHARED = SCRATCH_BYTES + 1024
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
 
+TOGETHER_SECONDS, LONGEST_BLOCK = 0.5, 2.0
+"""Work of the GPU that a block of many networks is to be, since Python's part of a block is long then; and what it may
+take with that part."""
+
 SMALL_ARRAY = 16 * 1024
 """Bytes up to which rows of data are worth a place in shared memory."""
 
@@ -60,8 +64,8 @@ class ResidentExecutor(DeviceExecutor):
     ) -> None:
         super().__init__(backend, memory, workers, precision)
         self._seat = seat or Gang(self.device).seat()
-        # with many networks Python's part of a block is long too
-        self.block_seconds = 0.05 if self._seat.gang.members == 1 else 0.5
+        if self._seat.gang.members > 1:
+            self.block_seconds = TOGETHER_SECONDS
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
@@ -80,11 +84,17 @@ class ResidentExecutor(DeviceExecutor):
     def run(self, plan: StepPlan, n_steps: int) -> int:
         if id(plan) not in self._entries:
             self._entries[id(plan)] = (plan, self._entry(plan))
+        start = time.perf_counter()
         self.copy_in(n_steps, plan.batch.rows)
         kernels = self.kernels(plan.batch.dtype)
         with self.backend.active():
-            self._seat.gang.run(self._entries[id(plan)][1], kernels, n_steps)
-        return self.copy_out()
+            worked = self._seat.gang.run(self._entries[id(plan)][1], kernels, n_steps)
+        done = self.copy_out()
+        if self._seat.gang.members > 1:
+            # most of the time may be the others' Python: blocks by the clock would be short, and so all the more of it
+            waited = (time.perf_counter() - start) / max(worked, 1e-9)
+            self.block_seconds = min(LONGEST_BLOCK, TOGETHER_SECONDS * waited)
+        return done
 
     def _entry(self, plan: StepPlan) -> Entry:
         linked = [self.linked(plan.begin), self.with_advance(plan.batch, plan)]
@@ -135,6 +145,7 @@ class _Request:
     entry: Entry
     kernels: Kernels
     n_steps: int
+    seconds: float = 0.0
     error: BaseException | None = None
     done: bool = field(default=False)
 
@@ -172,8 +183,8 @@ class Gang:
             self._seats.discard(seat)
             self._launch_if_complete()
 
-    def run(self, entry: Entry, kernels: Kernels, n_steps: int) -> None:
-        """Do `n_steps` steps of a network, beside those of the others; return when they are done."""
+    def run(self, entry: Entry, kernels: Kernels, n_steps: int) -> float:
+        """Do `n_steps` steps of a network, beside those of the others; return how long the GPU worked on them all."""
         request = _Request(entry, kernels, n_steps)
         with self._changed:
             self._waiting.append(request)
@@ -182,6 +193,7 @@ class Gang:
                 self._changed.wait()
         if request.error is not None:
             raise request.error
+        return request.seconds
 
     def _launch_if_complete(self) -> None:
         """Launch once nobody is missing; the last to come does it for all."""
@@ -189,21 +201,24 @@ class Gang:
             return
         requests, self._waiting = self._waiting, []
         error: BaseException | None = None
+        seconds = 0.0
         try:
             for kernels in {id(r.kernels): r.kernels for r in requests}.values():
-                self._launch([r for r in requests if r.kernels is kernels], kernels)
+                seconds += self._launch([r for r in requests if r.kernels is kernels], kernels)
         except BaseException as raised:  # each of them must hear of it
             error = raised
         for request in requests:
-            request.error, request.done = error, True
+            request.seconds, request.error, request.done = seconds, error, True
         self._changed.notify_all()
 
-    def _launch(self, requests: list[_Request], kernels: Kernels) -> None:
+    def _launch(self, requests: list[_Request], kernels: Kernels) -> float:
+        """Do the steps of all requests; return the seconds that the launches took."""
         words = np.stack([request.entry.words for request in requests])
         left = np.array([request.n_steps for request in requests])
         shared_bytes = max(request.entry.shared_bytes for request in requests)
         networks = self._device.allocate(words.nbytes)[: words.nbytes].view(np.int64).reshape(words.shape)
         launch = kernels.launch_resident(networks, len(requests), RESIDENT_THREADS, shared_bytes)
+        total = 0.0
         while left.any():
             words[:, -1] = np.minimum(left, self._steps_a_launch)
             self._device.copy_in(networks, words)
@@ -213,7 +228,9 @@ class Gang:
             self._device.synchronize()
             seconds, steps = time.perf_counter() - start, int(words[:, -1].max())
             left -= words[:, -1]
+            total += seconds
             self._steps_a_launch = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
+        return total
 
 
 class Seat:

@@ -1,6 +1,7 @@
 """Many small networks on a GPU's stand-in: common launches, with the bits and the fate of each its own."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors
+from gpumlp.executors import resident
 from gpumlp.executors.resident import Gang
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.feed import Shared
@@ -35,7 +37,7 @@ def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alon
 
     def noted(self, requests, kernels):
         launched.append(len(requests))
-        launch(self, requests, kernels)
+        return launch(self, requests, kernels)
 
     monkeypatch.setattr(Gang, "_launch", noted)
     stand_in()
@@ -51,6 +53,30 @@ def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alon
         trainer.fit(X, LABELS, epochs=3, batch_size=16, progress=False)
         for name, value in trainer.network.state_dict().items():
             np.testing.assert_array_equal(weights[name], value)
+
+
+@pytest.mark.parametrize(("worked", "aimed"), [(0.5, 1.0), (0.25, 2.0), (0.001, 2.0)])
+def test_a_block_of_many_networks_is_as_long_as_the_work_of_the_gpu_says_not_the_clock(
+    worked, aimed, stand_in, monkeypatch
+):
+    """Of a second that a run takes the GPU works for a part; the rest is the other networks' Python."""
+    stand_in()
+    lengths: list[float] = []
+    run = resident.ResidentExecutor.run
+
+    def noted(self, plan, n_steps):
+        ticks, self._seat.gang.members = iter([0.0, 1.0]), 2
+        with monkeypatch.context() as patched:
+            patched.setattr(resident, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+            patched.setattr(Gang, "run", lambda *arguments: worked)
+            run(self, plan, n_steps)
+        lengths.append(self.block_seconds)
+        raise KeyboardInterrupt  # nothing was trained
+
+    monkeypatch.setattr(resident.ResidentExecutor, "run", noted)
+    with pytest.raises(KeyboardInterrupt):
+        many("stand-in", 1)
+    assert lengths[0] == aimed
 
 
 def test_many_networks_share_one_copy_of_the_data(stand_in, monkeypatch):
