@@ -18,7 +18,7 @@ from .one_call import Compiled, call, reference, written
 NAMES = tuple(sorted(name for name in FOR_GPUS if "narrow" in name))
 
 # rows, columns, the few
-SHAPES = (5, 7, 3), (64, 100, 10), (6000, 1000, 10), (700, 513, 16), (280, 1, 1), (30_000, 40, 2)
+SHAPES = (5, 7, 3), (64, 100, 10), (1500, 1000, 10), (700, 513, 16), (280, 1, 1), (8000, 40, 2)
 ON_HOST = SHAPES[:2]
 
 
@@ -55,10 +55,11 @@ def check_narrow(context: Context, compiled: Compiled, dtype: str) -> Values:
     real = "float32" if dtype == "bf16" else dtype
     for name in NAMES:
         for shape in context.either(SHAPES, ON_HOST):
-            for given in _given(name, operands(name, shape, real), dtype):
+            for n, given in enumerate(_given(name, operands(name, shape, real), dtype)):
                 wide = {k: None if v is None else as_float(np, v) for k, v in given.items()}
                 wanted = reference(name, wide, scalars(name))
-                for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
+                # by one block, and with gaps, only the operands as they are
+                for blocks, gap, shift in ((0, 0, 0), (1, 0, 0), (0, 3, 1))[: 1 if n else 3]:
                     if gap and "dw" in given:  # the gradient of a weight lies together
                         continue
                     kernels = compiled.kernels.get(dtype)

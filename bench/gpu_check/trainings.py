@@ -17,8 +17,8 @@ from .networks import CASES, Case
 from .steps import EXECUTORS
 
 SCORE_TOLERANCE = {"float32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
-"""Between the scores of two trainings (accuracy, or 1 - error / variance); beside it one row of the test set may
-change sides."""
+"""Between the scores of two trainings (accuracy, or 1 - error / variance); beside it one row of the test set, and one
+more in a thousand, may change sides: two orders of summation part over hundreds of steps."""
 
 LOSS_TOLERANCE = {"float32": 1e-3, "tf32": 3e-2, "bf16": 1e-1}
 """Between their losses on the test set, relative, or to a hundredth of the loss before training: rounding grows."""
@@ -103,7 +103,7 @@ def check_score(context: Context, name: str, kind: str, precision: str) -> Value
     if not wanted["loss"] < wanted["start"]:
         raise Failed("nothing was learnt on the CPU: the comparison says nothing", values)
     counted = workload.loss != "mse"
-    if not score <= SCORE_TOLERANCE[precision] + (1.001 / wanted["rows"] if counted else 0.0):
+    if not score <= SCORE_TOLERANCE[precision] + (0.001 + 1.001 / wanted["rows"] if counted else 0.0):
         raise Failed(f"the scores differ by {score:.3g}", values)
     if not loss <= LOSS_TOLERANCE[precision]:
         raise Failed(f"the losses differ by {loss:.3g}, relative", values)
