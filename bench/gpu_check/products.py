@@ -67,20 +67,34 @@ def kinds(
 
 def operands(kind: ProductKind, seed: int = 0) -> list[np.ndarray | None]:
     """Return operands in the order of the catalogue, normal numbers; what is written is NaN."""
-    rng = np.random.default_rng(seed)
-    dtype = "float64" if kind.dtype == "float64" else "float32"
-    reads = kernel_spec(kind.kernel).reads
+    dtype = np.dtype("float64" if kind.dtype == "float64" else "float32")
+    drawn = _drawn(replace(kind, dtype="float32", precision="float32", last=True), seed)
     values: list[np.ndarray | None] = []
     for name, (shape, _) in operand_types(kind).items():
-        if name == "mask":
-            values.append(rng.integers(0, 256, shape).astype(np.uint8))
-        elif name in reads:
-            values.append(rng.standard_normal(shape, dtype=np.float32).astype(dtype))
+        if name in drawn:  # copies: who asks may write into them
+            values.append(drawn[name].astype(np.uint8 if name == "mask" else dtype))
         else:
             values.append(np.full(shape, np.nan, dtype))
     if not kind.last:
         values[-1] = None
     return values
+
+
+@functools.lru_cache(maxsize=40)
+def _drawn(kind: ProductKind, seed: int) -> dict[str, np.ndarray]:
+    """Return what is read, which is the same in all precisions: drawing takes as long as multiplying.
+
+    All kinds of one epilogue find room, which are asked for in one precision after the other.
+    """
+    rng = np.random.default_rng(seed)
+    reads = kernel_spec(kind.kernel).reads
+    return {
+        name: rng.integers(0, 256, shape).astype(np.uint8)
+        if name == "mask"
+        else rng.standard_normal(shape, dtype=np.float32)
+        for name, (shape, _) in operand_types(kind).items()
+        if name == "mask" or name in reads
+    }
 
 
 def multiply(context: Context, kind: ProductKind, values: list[np.ndarray | None]) -> dict[str, np.ndarray]:
