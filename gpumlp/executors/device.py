@@ -12,7 +12,7 @@ import numpy as np
 from ..arena import Arena
 from ..backend import Backend, address
 from ..kernels import CONTROL_SIZE, POSITION, SLOT, START
-from ..kernels.cuda import THREADS
+from ..kernels.cuda import MOST_ELEMENTS, THREADS
 from ..kernels.cuda.device import Kernels, Launch, Product, ProductKind
 from ..program import Call, Memory, Operand, Program, activation_bytes
 from .lowering import Rewrite, lower
@@ -86,6 +86,7 @@ class DeviceExecutor:
         self._linked: dict[int, tuple[Program, Linked]] = {}
         self._operations = {"advance"}
         self._chained: set[str] = set()
+        self._large = False
 
     # --- what differs ------------------------------------------------------------------------------------------
 
@@ -115,6 +116,9 @@ class DeviceExecutor:
             activations = Arena(self.backend, program.buffers.values(), shared)
             steps = unfold(program, self.memory, activations, self._most_blocks(), self.uses_library)
             self._operations |= {step.operation for step in steps if step.call is None}
+            self._large |= any(
+                p and p.rows * p.columns > MOST_ELEMENTS for step in steps for p in step.places
+            )
             # as `with_advance` may make it, since one module is for all
             whole = [*steps, Step("advance", blocks=1)]
             for first, last in self._groups(whole, program.dtype):
@@ -161,7 +165,7 @@ class DeviceExecutor:
     def kernels(self, dtype: str) -> Kernels:
         """Return the compiled kernels of all programs that were prepared, as one module."""
         return self.device.kernels(
-            self.compiled_for(dtype), self._operations, not self.uses_library, self._chained
+            self.compiled_for(dtype), self._operations, not self.uses_library, self._chained, self._large
         )
 
     def launches(self, linked: Linked) -> list[Launch]:

@@ -14,6 +14,7 @@ from ..kernels import PRODUCTS, kernel_spec
 from ..kernels.cuda import (
     MAX_CHAIN,
     OPERATIONS,
+    SCRATCH_BYTES,
     THREADS,
     blocks,
     lanes,
@@ -128,12 +129,21 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
         partials.scratch = 8 * _blocks(partials, most_blocks)
         yield partials
         yield Step(name, places, [*scalars, partials.scratch // 8], 0, partials)
+    elif name == "shuffle" and most_blocks == 1:
+        yield Step(name, places, scalars, _sort_bytes(places))
     elif name == "column_sums" or name.endswith("_grad_bias"):
         yield from _column_sums(Step(name, places, scalars), most_blocks, backend)
     elif name.endswith("_grad_sums"):
         yield from _narrow_sums(Step(name, places, scalars), most_blocks, backend)
     else:
         yield Step(name, places, scalars)
+
+
+def _sort_bytes(places: Sequence[Place | None]) -> int:
+    """Working memory of one block that sorts rows by their keys, where those do not find room in its own."""
+    index = places[-1]
+    assert index is not None
+    return 8 * index.columns if 8 * index.columns > SCRATCH_BYTES else 0
 
 
 def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Step]:

@@ -64,6 +64,7 @@ RESIDENT_THREADS = 256  # of a block of the resident kernel
 CHAIN_THREADS = 512  # of the block of a chain; for doubles there would be too few registers
 MAX_CHAIN = 8  # operations of a chain
 COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
+MOST_ELEMENTS = 1 << 30  # of an operand, counted by 32-bit numbers with room for a step of a grid beyond
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
 
 
@@ -219,7 +220,7 @@ def _text(file: str) -> str:
     return Path(__file__).with_name(f"{file}.cuh").read_text(encoding="utf-8")
 
 
-def _constants(dtype: str) -> str:
+def _constants(dtype: str, large: bool) -> str:
     """What the text shares with Python, so that each is stated once."""
     mixed = dtype == "bf16"
     control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
@@ -241,6 +242,7 @@ def _constants(dtype: str) -> str:
         "NOISE": NOISE,
         "COPY_IN": COPY_IN,
         "COPY_OUT": COPY_OUT,
+        "THREADS": THREADS,
         "RESIDENT_THREADS": RESIDENT_THREADS,
         "CHAIN_THREADS": CHAIN_THREADS,
         "MAX_CHAIN": MAX_CHAIN,
@@ -251,11 +253,16 @@ def _constants(dtype: str) -> str:
     doubles = "".join(
         f"[[maybe_unused]] constexpr double {name} = {value!r};\n" for name, value in numbers.items()
     )
-    return f"enum {{ {integers} }};\n{doubles}"
+    index = "long long" if large else "int"  # 64-bit products and quotients cost several instructions
+    return f"enum {{ {integers} }};\n{doubles}typedef {index} Index;  // of rows, columns and elements\n"
 
 
 def source(
-    dtype: str, operations: Iterable[str] | None = None, walker: bool = False, chained: Iterable[str] = ()
+    dtype: str,
+    operations: Iterable[str] | None = None,
+    walker: bool = False,
+    chained: Iterable[str] = (),
+    large: bool = False,
 ) -> str:
     """Return the text of one translation unit; the same arguments give the same text.
 
@@ -266,6 +273,7 @@ def source(
         operations: names of `OPERATIONS`; None takes all.
         walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
         chained: operations of which ``gpumlp_chain`` does several in one launch.
+        large: whether some operand has more than `MOST_ELEMENTS`.
 
     Raises:
         ValueError: a type or an operation that there is not.
@@ -276,7 +284,11 @@ def source(
     if unknown := [name for name in (*chosen, *chained) if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
     real = TYPES[dtype]
-    parts = [_constants(dtype), *map(_text, FILES), *(_kernel(OPERATIONS[name], real) for name in chosen)]
+    parts = [
+        _constants(dtype, large),
+        *map(_text, FILES),
+        *(_kernel(OPERATIONS[name], real) for name in chosen),
+    ]
     chained = sorted(set(chained))
     together = chosen if walker else chained
     if together:
@@ -310,4 +322,5 @@ def _perform(operations: Iterable[str], real: str) -> str:
     cases = "".join(
         f"    case {OPERATIONS[name].code}: perform_{name}(row, block); break;\n" for name in operations
     )
-    return f"{apart}\n__device__ void perform(const Row& row, Block block) {{\n  switch (row.op) {{\n{cases}  }}\n}}\n"
+    switch = f"  switch ((int)row.op) {{\n{cases}  }}\n"
+    return f"{apart}\n__device__ void perform(const Row& row, Block block) {{\n{switch}}}\n"

@@ -155,8 +155,8 @@ __device__ void activate_grad_bias(const Row& row, Block block, F f) {
   const Matrix<T> saved = matrix<T>(row, 0), dy = matrix<T>(row, 1), dx = matrix<T>(row, 2);
   sum_columns(
       saved.rows, saved.columns, matrix<T>(row, 3), block,
-      [&](long long i, long long j) { return Pair<T>{element(saved, i, j), element(dy, i, j)}; },
-      [&](const Pair<T>& v, long long i, long long j) {
+      [&](Index i, Index j) { return Pair<T>{element(saved, i, j), element(dy, i, j)}; },
+      [&](const Pair<T>& v, Index i, Index j) {
         const T gradient = v.second * f.slope(v.first);
         set_element(dx, i, j, gradient);
         return gradient;
@@ -193,13 +193,13 @@ ACTIVATION(tanh, Tanh)
 
 // The sum of exp(x - largest) over a row of which this lane takes some; `largest` is given back.
 template <typename T>
-__device__ __forceinline__ T sum_of_exponentials(const T* x, long long columns, int lane, int lanes, T& largest) {
+__device__ __forceinline__ T sum_of_exponentials(const T* x, Index columns, int lane, int lanes, T& largest) {
   largest = x[0];  // and not -inf, of which a row may be full
-  const auto entry = [&](long long j) { return x[j]; };
-  along_row(lane, lanes, columns, entry, [&](long long, T v) { largest = larger(largest, v); });
+  const auto entry = [&](Index j) { return x[j]; };
+  along_row(lane, lanes, columns, entry, [&](Index, T v) { largest = larger(largest, v); });
   largest = row_maximum(largest, lanes);
   T sum = T(0);
-  along_row(lane, lanes, columns, entry, [&](long long, T v) { sum += exp_of(v - largest); });
+  along_row(lane, lanes, columns, entry, [&](Index, T v) { sum += exp_of(v - largest); });
   return row_sum(sum, lanes);
 }
 
@@ -207,10 +207,10 @@ __device__ __forceinline__ T sum_of_exponentials(const T* x, long long columns, 
 template <typename T>
 __device__ void softmax(const Row& row, Block block) {
   const Matrix<T> x = matrix<T>(row, 0), y = matrix<T>(row, 1);
-  for_each_row(x.rows, x.columns, block, [&](long long i, int lane, int lanes, long long columns) {
+  for_each_row(x.rows, x.columns, block, [&](Index i, int lane, int lanes, Index columns) {
     T largest;
     const T sum = sum_of_exponentials(x.at(i, 0), columns, lane, lanes, largest);
-    for (long long j = lane; j < columns; j += lanes) *y.at(i, j) = exp_of(*x.at(i, j) - largest) / sum;
+    for (Index j = lane; j < columns; j += lanes) *y.at(i, j) = exp_of(*x.at(i, j) - largest) / sum;
   });
 }
 
@@ -218,10 +218,10 @@ __device__ void softmax(const Row& row, Block block) {
 template <typename T>
 __device__ void softmax_grad(const Row& row, Block block) {
   const Matrix<T> y = matrix<T>(row, 0), dy = matrix<T>(row, 1), dx = matrix<T>(row, 2);
-  for_each_row(y.rows, y.columns, block, [&](long long i, int lane, int lanes, long long columns) {
+  for_each_row(y.rows, y.columns, block, [&](Index i, int lane, int lanes, Index columns) {
     T inner = T(0);
-    for (long long j = lane; j < columns; j += lanes) inner += *y.at(i, j) * *dy.at(i, j);
+    for (Index j = lane; j < columns; j += lanes) inner += *y.at(i, j) * *dy.at(i, j);
     inner = row_sum(inner, lanes);
-    for (long long j = lane; j < columns; j += lanes) *dx.at(i, j) = *y.at(i, j) * (*dy.at(i, j) - inner);
+    for (Index j = lane; j < columns; j += lanes) *dx.at(i, j) = *y.at(i, j) * (*dy.at(i, j) - inner);
   });
 }

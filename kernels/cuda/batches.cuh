@@ -26,24 +26,54 @@ __device__ __forceinline__ unsigned long long shuffle_key(long long i, const lon
   return (unsigned long long)w.lane[0] << 32 | w.lane[1];
 }
 
-// index = rows in the order of their keys: operands control, rows, index. A thread takes up to four rows at once and
-// counts the keys that come before theirs; equal keys go by their places, as a stable sort has them.
+// index = rows in the order of `keys`, which are made here, by one block: a bitonic network (Batcher 1968) of which every
+// comparator puts the smaller key first, so that those beyond the last row, which are missing, count as larger than all.
+__device__ inline void sort_rows(const long long* control, const long long* rows, long long* index, int n,
+                                 unsigned long long* keys) {
+  __syncthreads();  // what lay there may still be read
+  for (int i = threadIdx.x; i < n; i += blockDim.x) keys[i] = shuffle_key(i, control), index[i] = i;
+  for (int size = 2; size < 2 * n; size *= 2)
+    for (int apart = size / 2; apart > 0; apart /= 2) {
+      __syncthreads();
+      for (int pair = threadIdx.x; pair < n; pair += blockDim.x) {
+        const int inside = pair & (apart - 1), low = 2 * pair - inside;
+        // the second half of a size is sorted upwards too, and so meets the first half the other way round
+        const int high = apart == size / 2 ? low - 2 * inside + size - 1 : low + apart;
+        if (high >= n) continue;
+        const unsigned long long a = keys[low], b = keys[high];
+        const long long place = index[low], other = index[high];
+        if (a < b || (a == b && place < other)) continue;
+        keys[low] = b, keys[high] = a;
+        index[low] = other, index[high] = place;
+      }
+    }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x) index[i] = rows[index[i]];
+}
+
+// index = rows in the order of their keys: operands control, rows, index; one block wants a scratch of a key for each
+// row where they are many. Equal keys go by their places, as a stable sort has them. Blocks cannot sort together: a
+// thread of theirs takes up to four rows at once and counts the keys that come before.
 template <typename T>
 __device__ void shuffle(const Row& row, Block block) {
   constexpr int TILE_KEYS = SCRATCH_BYTES / 8;
   const long long *control = vector<long long>(row, 0), *rows = vector<long long>(row, 1);
   long long* index = vector<long long>(row, 2);
-  const long long n = row.operands[1].columns, chunk = 4ll * blockDim.x;
+  const Index n = (Index)row.operands[1].columns, chunk = 4 * blockDim.x;
   unsigned long long* keys = shared_scratch<unsigned long long>();
-  for (long long start = block.index * chunk; start < n; start += block.count * chunk) {
+  if (block.count == 1 && (n <= TILE_KEYS || row.scratch)) {
+    sort_rows(control, rows, index, (int)n, n <= TILE_KEYS ? keys : reinterpret_cast<unsigned long long*>(row.scratch));
+    return;
+  }
+  for (Index start = block.index * chunk; start < n; start += block.count * chunk) {
     unsigned long long own[4];
-    long long place[4], before[4] = {0, 0, 0, 0};
+    Index place[4], before[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int u = 0; u < 4; u++) {
-      place[u] = start + u * (long long)blockDim.x + threadIdx.x;
+      place[u] = start + u * (Index)blockDim.x + threadIdx.x;
       own[u] = place[u] < n ? shuffle_key(place[u], control) : 0;
     }
-    for (long long first = 0; first < n; first += TILE_KEYS) {
+    for (Index first = 0; first < n; first += TILE_KEYS) {
       const int tile = (int)(n - first < TILE_KEYS ? n - first : TILE_KEYS);
       __syncthreads();  // the tile before may still be read
       for (int t = threadIdx.x; t < tile; t += blockDim.x) keys[t] = shuffle_key(first + t, control);
@@ -65,7 +95,7 @@ template <typename T>
 __device__ void copy_rows(const Row& row, Block block) {
   const long long* rows = vector<long long>(row, 0);
   long long* index = vector<long long>(row, 1);
-  for_each_place(1, row.operands[1].columns, block, [&](long long, long long j) { index[j] = rows[j]; });
+  for_each_place(1, (Index)row.operands[1].columns, block, [&](Index, Index j) { index[j] = rows[j]; });
 }
 
 // out[i] = source[index[START + i]]: operands control, source, index, out.
@@ -73,14 +103,14 @@ template <typename T>
 __device__ void gather_rows(const Row& row, Block block) {
   const long long* index = vector<long long>(row, 2) + vector<long long>(row, 0)[START];
   const Matrix<T> source = matrix<T>(row, 1), out = matrix<T>(row, 3);
-  const long long packs = aligned(source) && aligned(out) ? out.columns / PACK : 0, done = packs * PACK;
-  for_each_place(out.rows, packs, block, [&](long long i, long long j) {
+  const Index packs = aligned(source) && aligned(out) ? out.columns / PACK : 0, done = packs * PACK;
+  for_each_place(out.rows, packs, block, [&](Index i, Index j) {
     T v[PACK];
-    load<PACK>(v, source, index[i], j * PACK);
+    load<PACK>(v, source, (Index)index[i], j * PACK);
     store<PACK>(out, i, j * PACK, v);
   });
   for_each_place(out.rows, out.columns - done, block,
-                 [&](long long i, long long j) { set_element(out, i, done + j, element(source, index[i], done + j)); });
+                 [&](Index i, Index j) { set_element(out, i, done + j, element(source, (Index)index[i], done + j)); });
 }
 
 template <typename V>
@@ -88,7 +118,7 @@ __device__ __forceinline__ void gather_vector(const Row& row, Block block) {
   const long long* index = vector<long long>(row, 2) + vector<long long>(row, 0)[START];
   const V* source = vector<V>(row, 1);
   V* out = vector<V>(row, 3);
-  for_each_place(1, row.operands[3].columns, block, [&](long long, long long i) { out[i] = source[index[i]]; });
+  for_each_place(1, (Index)row.operands[3].columns, block, [&](Index, Index i) { out[i] = source[index[i]]; });
 }
 template <typename T>
 __device__ void gather_labels(const Row& row, Block block) {
@@ -104,10 +134,10 @@ __device__ void gather_weights(const Row& row, Block block) {
 template <typename Body>
 __device__ __forceinline__ void for_each_word(const Row& row, Block block, int use, Body body) {
   const long long* control = vector<long long>(row, 0);
-  const long long rows = row.operands[1].rows, columns = row.operands[1].columns, apart = (columns + 3) / 4;
+  const Index rows = (Index)row.operands[1].rows, columns = (Index)row.operands[1].columns, apart = (columns + 3) / 4;
   const unsigned key = (unsigned)use << 16 | (unsigned)row.scalars[1], step = (unsigned)control[STEP];
   const unsigned long long seed = (unsigned long long)control[SEED];
-  for_each_place(rows, apart, block, [&](long long i, long long j) {
+  for_each_place(rows, apart, block, [&](Index i, Index j) {
     const int count = (int)((columns - j + apart - 1) / apart);
     body(philox((unsigned)i, (unsigned)j, step, key, seed), i, j, apart, count < 4 ? count : 4);
   });
@@ -119,7 +149,7 @@ __device__ void dropout(const Row& row, Block block) {
   const Matrix<T> x = matrix<T>(row, 1), y = matrix<T>(row, 2);
   const unsigned long long threshold = (unsigned long long)(row.scalars[0] * 4294967296.0);
   const T kept = T(1.0 / (1.0 - row.scalars[0]));
-  for_each_word(row, block, DROPOUT, [&](const Words& words, long long i, long long j, long long apart, int count) {
+  for_each_word(row, block, DROPOUT, [&](const Words& words, Index i, Index j, Index apart, int count) {
 #pragma unroll
     for (int u = 0; u < 4; u++)  // a product and not a selection: NaN stays NaN in a dropped place too
       if (u < count)
@@ -138,7 +168,7 @@ template <typename T>
 __device__ void gaussian_noise(const Row& row, Block block) {
   const Matrix<T> x = matrix<T>(row, 1), y = matrix<T>(row, 2);
   const double std = row.scalars[0], unit = 1.0 / 4294967296.0;
-  for_each_word(row, block, NOISE, [&](const Words& words, long long i, long long j, long long apart, int count) {
+  for_each_word(row, block, NOISE, [&](const Words& words, Index i, Index j, Index apart, int count) {
 #pragma unroll
     for (int u = 0; u < 4; u += 2) {
       const double size = sqrt(-2.0 * log(words.lane[u] * unit + unit)), half_turns = 2.0 * (words.lane[u + 1] * unit);

@@ -37,10 +37,10 @@ __device__ __forceinline__ T* shared_scratch() {
 template <typename T>
 struct Matrix {
   T* data;  // null where the operand is absent
-  long long rows, columns, stride;
+  Index rows, columns, stride;
   bool half = false;  // its elements are bfloat16: `load` and `store` must be taken, since `at` is of T
 
-  __device__ __forceinline__ T* at(long long i, long long j) const { return data + i * stride + j; }
+  __device__ __forceinline__ T* at(Index i, Index j) const { return data + ((long long)i * stride + j); }
   __device__ __forceinline__ explicit operator bool() const { return data != nullptr; }
 };
 
@@ -48,14 +48,15 @@ struct Matrix {
 template <typename T>
 __device__ __forceinline__ Matrix<T> matrix(const Row& row, int k) {
   const Operand& o = row.operands[k];
-  return {reinterpret_cast<T*>(o.address), o.rows, o.columns, o.stride, MIXED && (row.flags >> k & 1)};
+  return {reinterpret_cast<T*>(o.address), Index(o.rows), Index(o.columns), Index(o.stride),
+          MIXED && (row.flags >> k & 1)};
 }
 
 // A vector as a matrix of which every row is that vector.
 template <typename T>
-__device__ __forceinline__ Matrix<T> on_every_row(const Row& row, int k, long long rows) {
+__device__ __forceinline__ Matrix<T> on_every_row(const Row& row, int k, Index rows) {
   const Operand& o = row.operands[k];
-  return {reinterpret_cast<T*>(o.address), rows, o.columns, 0};
+  return {reinterpret_cast<T*>(o.address), rows, Index(o.columns), 0};
 }
 
 template <typename T>

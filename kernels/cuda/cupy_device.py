@@ -245,8 +245,9 @@ class CupyDevice:
         operations: Collection[str],
         resident: bool = False,
         chained: Collection[str] = frozenset(),
+        large: bool = False,
     ) -> CupyKernels:
-        text = source(dtype, operations, resident, chained)
+        text = source(dtype, operations, resident, chained, large)
         with _LOCK:
             if text not in self._modules:
                 with self.active():

@@ -152,6 +152,7 @@ class Device(Protocol):
         operations: Collection[str],
         resident: bool = False,
         chained: Collection[str] = frozenset(),
+        large: bool = False,
     ) -> Kernels:
         """Return the compiled kernels of these operations.
 
@@ -160,6 +161,7 @@ class Device(Protocol):
             operations: to be launched by themselves; of the resident kernel.
             resident: whether the resident kernel is wanted.
             chained: operations that chains are made of.
+            large: whether some operand has more than `MOST_ELEMENTS`.
         """
 
     def supports_product(self, kind: ProductKind) -> bool:

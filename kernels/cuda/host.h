@@ -179,6 +179,7 @@ static uint64_t exchanged[2][LARGEST_BLOCK];
 static int vote, outcome;
 static bool bad_mask;
 static unsigned char* dynamic_shared;
+static size_t dynamic_bytes;
 static void (*body)(const void*);
 static const void* argument;
 
@@ -260,6 +261,7 @@ static int launch(void (*function)(const void*), const void* arguments, int bloc
   }
   std::vector<double2> shared(shared_bytes / sizeof(double2) + 1);
   dynamic_shared = reinterpret_cast<unsigned char*>(shared.data());
+  dynamic_bytes = shared_bytes;
   body = function;
   argument = arguments;
   blockDim = {unsigned(count), 1, 1};
@@ -305,6 +307,12 @@ static V __shfl_down_sync(unsigned mask, V v, unsigned lanes) {
   const unsigned lane = threadIdx.x & 31;
   return fibers::shuffle(mask, v, int(lane + lanes < 32 ? lane + lanes : lane));
 }
+
+static inline bool __isShared(const void* p) {  // of what a kernel asks for as it is launched
+  return size_t(static_cast<const unsigned char*>(p) - fibers::dynamic_shared) < fibers::dynamic_bytes;
+}
+static inline const void* __cvta_generic_to_shared(const void* p) { return p; }
+static inline const void* __cvta_shared_to_generic(const void* p) { return p; }
 
 template <typename V>
 static V __ldg(const V* p) {

@@ -149,13 +149,15 @@ class HostModule:
     Args:
         dtype: "float32" or "float64", for all operations and the resident kernel.
         text: another translation unit in place of those.
+        large: whether operands may have more than `MOST_ELEMENTS`.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it refuses the text.
     """
 
-    def __init__(self, dtype: str = "float32", text: str | None = None) -> None:
-        self.path = build(source(dtype, walker=True, chained=OPERATIONS) if text is None else text)
+    def __init__(self, dtype: str = "float32", text: str | None = None, large: bool = False) -> None:
+        whole = source(dtype, walker=True, chained=OPERATIONS, large=large) if text is None else text
+        self.path = build(whole)
         self._library = ctypes.CDLL(str(self.path))
         self._launch = self._library.gpumlp_launch
         integer = ctypes.c_int

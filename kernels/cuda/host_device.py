@@ -31,8 +31,8 @@ class DeviceArray(np.ndarray):
 class HostKernels:
     """The kernels of one type, built by the system's compiler."""
 
-    def __init__(self, dtype: str, device: HostDevice) -> None:
-        self._module = host.HostModule(dtype)
+    def __init__(self, dtype: str, device: HostDevice, large: bool = False) -> None:
+        self._module = host.HostModule(dtype, large=large)
         self._order, self._in_stream = device.order, device.in_stream
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
@@ -74,7 +74,7 @@ class HostDevice:
     ) -> None:
         self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
         self._used, self._products = 0, frozenset(products)
-        self._kernels: dict[str, HostKernels] = {}
+        self._kernels: dict[tuple[str, bool], HostKernels] = {}
         self._thread = threading.local()
 
     @property
@@ -159,10 +159,11 @@ class HostDevice:
         operations: Collection[str],
         resident: bool = False,
         chained: Collection[str] = frozenset(),
+        large: bool = False,
     ) -> HostKernels:
-        if dtype not in self._kernels:  # one build has all operations
-            self._kernels[dtype] = HostKernels(dtype, self)
-        return self._kernels[dtype]
+        if (dtype, large) not in self._kernels:  # one build has all operations
+            self._kernels[dtype, large] = HostKernels(dtype, self, large)
+        return self._kernels[dtype, large]
 
     def supports_product(self, kind: ProductKind) -> bool:
         return kind.kernel in self._products

@@ -14,11 +14,11 @@ __device__ __forceinline__ double loss_divisor(bool mean, double total) {
 // is what a gradient is multiplied by.
 template <typename T, typename Body>
 __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body body) {
-  const long long rows = row.operands[1].rows, columns = row.operands[1].columns;
+  const Index rows = (Index)row.operands[1].rows, columns = (Index)row.operands[1].columns;
   const T* weight = vector<T>(row, 3);
   double* scratch = reinterpret_cast<double*>(row.scratch);
   const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
-  for_each_row(rows, columns, block, [&](long long i, int lane, int lanes, long long here) {
+  for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
     const double w = weight ? (double)weight[i] : 1.0;
     const double loss = row_sum(body(i, lane, lanes, here, T(w / divisor)), lanes);
     if (lane == 0 && here) scratch[1 + i] = w * loss;
@@ -31,7 +31,7 @@ __device__ void sum_weights(const Row& row, Block block) {
   const T* weight = vector<T>(row, 0);
   double sum = 0;
   if (block.index == 0)
-    for (long long i = threadIdx.x; i < row.operands[0].columns; i += blockDim.x) sum += (double)weight[i];
+    for (Index i = threadIdx.x; i < row.operands[0].columns; i += blockDim.x) sum += (double)weight[i];
   sum = block_total(sum);
   if (block.index == 0 && threadIdx.x == 0) *reinterpret_cast<double*>(row.scratch) = sum;
 }
@@ -52,10 +52,10 @@ template <typename T>
 __device__ void finish_loss(const Row& row, Block block) {
   if (block.index != 0) return;
   const double* scratch = reinterpret_cast<const double*>(row.scratch);
-  const long long rows = (long long)row.scalars[1];
+  const Index rows = (Index)row.scalars[1];
   double sum = 0;
-  along_row<2>(threadIdx.x, blockDim.x, rows, [&](long long i) { return scratch[1 + i]; },
-               [&](long long, double v) { sum += v; });
+  along_row<2>(threadIdx.x, blockDim.x, rows, [&](Index i) { return scratch[1 + i]; },
+               [&](Index, double v) { sum += v; });
   sum = block_total(sum);
   if (threadIdx.x != 0) return;
   long long* control = vector<long long>(row, 0);
@@ -125,9 +125,9 @@ __device__ void per_output_loss(const Row& row, Block block, F f) {
   const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
   const double outputs = (double)output.columns;
   const T share = T(1.0 / outputs);
-  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
     double sum = 0;
-    for (long long j = lane; j < columns; j += lanes) {
+    for (Index j = lane; j < columns; j += lanes) {
       const T x = *output.at(i, j), t = *target.at(i, j);
       sum += (double)f.loss(x, t);
       if (grad) *grad.at(i, j) = f.slope(x, t) * share * scale;
@@ -166,14 +166,14 @@ template <typename T>
 struct LabelTarget {  // 1 for the class of the label; a label that is no class has none
   const long long* labels;
   __device__ explicit LabelTarget(const Row& row) : labels(vector<long long>(row, 2)) {}
-  __device__ T at(long long i, long long j) const { return labels[i] == j ? T(1) : T(0); }
+  __device__ T at(Index i, Index j) const { return labels[i] == j ? T(1) : T(0); }
 };
 
 template <typename T>
 struct SoftTarget {
   Matrix<T> targets;
   __device__ explicit SoftTarget(const Row& row) : targets(matrix<T>(row, 2)) {}
-  __device__ T at(long long i, long long j) const { return *targets.at(i, j); }
+  __device__ T at(Index i, Index j) const { return *targets.at(i, j); }
 };
 
 // Cross-entropy and divergence on logits; scalars mean, smoothing, log(clip) or -infinity, whether t log t is added.
@@ -182,14 +182,14 @@ __device__ void softmax_loss(const Row& row, Block block, Target target) {
   const Matrix<T> output = matrix<T>(row, 1), grad = matrix<T>(row, 5);
   const T smoothing = T(row.scalars[1]), floor = T(row.scalars[2]), spread = smoothing / T(output.columns);
   const bool with_entropy = row.scalars[3] != 0;
-  const auto smooth = [&](long long i, long long j) { return (T(1) - smoothing) * target.at(i, j) + spread; };
-  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+  const auto smooth = [&](Index i, Index j) { return (T(1) - smoothing) * target.at(i, j) + spread; };
+  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
     const T* x = output.at(i, 0);
     T largest;
     const T sum = sum_of_exponentials(x, columns, lane, lanes, largest), log_sum = log_of(sum);
     double loss = 0;
     T mass = T(0);  // targets may sum to something other than 1: the derivative then scales softmax by that sum
-    for (long long j = lane; j < columns; j += lanes) {
+    for (Index j = lane; j < columns; j += lanes) {
       const T t = smooth(i, j);
       mass += t;
       loss -= (double)product_with_log(t, larger((x[j] - largest) - log_sum, floor));
@@ -197,7 +197,7 @@ __device__ void softmax_loss(const Row& row, Block block, Target target) {
     }
     mass = row_sum(mass, lanes);
     if (grad)
-      along_row<2>(lane, lanes, columns, [&](long long j) { return x[j]; }, [&](long long j, T v) {
+      along_row<2>(lane, lanes, columns, [&](Index j) { return x[j]; }, [&](Index j, T v) {
         *grad.at(i, j) = (exp_of((v - largest) - log_sum) * mass - smooth(i, j)) * scale;
       });
     return loss;
@@ -222,9 +222,9 @@ template <typename T>
 __device__ void kl_divergence(const Row& row, Block block) {
   const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
   const T clip = T(row.scalars[1]);
-  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
     double loss = 0;
-    for (long long j = lane; j < columns; j += lanes) {
+    for (Index j = lane; j < columns; j += lanes) {
       const T t = *target.at(i, j), p = larger(*output.at(i, j), clip);
       loss += (double)(entropy_term(t) - product_with_log(t, log_of(p)));
       // where both are 0 the term is 0 whatever p is, and so is its slope
@@ -240,19 +240,19 @@ __device__ void softmax_mse(const Row& row, Block block) {
   const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
   const double outputs = (double)output.columns;
   const T share = T(2.0 / outputs);
-  for_each_loss<T>(row, block, [&](long long i, int lane, int lanes, long long columns, T scale) {
+  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
     const T* x = output.at(i, 0);
     T largest, inner = T(0);
     const T sum = sum_of_exponentials(x, columns, lane, lanes, largest);
     double loss = 0;
-    for (long long j = lane; j < columns; j += lanes) {
+    for (Index j = lane; j < columns; j += lanes) {
       const T p = exp_of(x[j] - largest) / sum, e = p - *target.at(i, j);
       loss += (double)(e * e);
       inner += e * p;
     }
     inner = row_sum(inner, lanes);
     if (grad)
-      for (long long j = lane; j < columns; j += lanes) {
+      for (Index j = lane; j < columns; j += lanes) {
         const T p = exp_of(x[j] - largest) / sum;
         *grad.at(i, j) = p * (p - *target.at(i, j) - inner) * share * scale;
       }

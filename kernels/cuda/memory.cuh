@@ -37,6 +37,17 @@ __device__ __forceinline__ unsigned two_bfloat16(double low, double high) {
 
 __device__ __forceinline__ float from_bfloat16(unsigned half) { return __uint_as_float(half << 16); }
 
+// --- shared memory -----------------------------------------------------------------------------------------------
+
+// Whether an address is one of shared memory.
+__device__ __forceinline__ bool is_shared(const void* p) { return __isShared(p); }
+
+// An address that is, so that the compiler knows it: such accesses take 32-bit addresses, and no descriptor.
+template <typename T>
+__device__ __forceinline__ const T* in_shared(const T* p) {
+  return static_cast<const T*>(__cvta_shared_to_generic(__cvta_generic_to_shared(p)));
+}
+
 // --- loads and stores --------------------------------------------------------------------------------------------
 
 // WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else one.
@@ -126,33 +137,33 @@ __device__ __forceinline__ void store_halves(unsigned short* p, const T (&v)[WID
 
 // WIDTH neighbours of row i from column j on, whatever the matrix is stored in.
 template <int WIDTH, typename T>
-__device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, long long i, long long j) {
+__device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, Index i, Index j) {
   if constexpr (MIXED) {
     if (m.half) {
-      load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + i * m.stride + j);
+      load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + ((long long)i * m.stride + j));
       return;
     }
   }
   load<WIDTH>(v, m.at(i, j));
 }
 template <int WIDTH, typename T>
-__device__ __forceinline__ void store(const Matrix<T>& m, long long i, long long j, const T (&v)[WIDTH]) {
+__device__ __forceinline__ void store(const Matrix<T>& m, Index i, Index j, const T (&v)[WIDTH]) {
   if constexpr (MIXED) {
     if (m.half) {
-      store_halves<WIDTH>(reinterpret_cast<unsigned short*>(m.data) + i * m.stride + j, v);
+      store_halves<WIDTH>(reinterpret_cast<unsigned short*>(m.data) + ((long long)i * m.stride + j), v);
       return;
     }
   }
   store<WIDTH>(m.at(i, j), v);
 }
 template <typename T>
-__device__ __forceinline__ T element(const Matrix<T>& m, long long i, long long j) {
+__device__ __forceinline__ T element(const Matrix<T>& m, Index i, Index j) {
   T v[1];
   load<1>(v, m, i, j);
   return v[0];
 }
 template <typename T>
-__device__ __forceinline__ void set_element(const Matrix<T>& m, long long i, long long j, T value) {
+__device__ __forceinline__ void set_element(const Matrix<T>& m, Index i, Index j, T value) {
   const T v[1] = {value};
   store<1>(m, i, j, v);
 }
@@ -161,6 +172,6 @@ __device__ __forceinline__ void set_element(const Matrix<T>& m, long long i, lon
 template <int WIDTH = PACK, typename T>
 __device__ __forceinline__ bool aligned(const Matrix<T>& m, bool flat = false) {
   const int size = m.half ? 2 : (int)sizeof(T);
-  const long long step = m.rows > 1 && !flat ? m.stride * size : 0;
-  return ((reinterpret_cast<long long>(m.data) | step) & (WIDTH * size < 16 ? WIDTH * size - 1 : 15)) == 0;
+  const int step = m.rows > 1 && !flat ? (int)m.stride * size : 0;  // its lowest bits are asked for
+  return (((int)reinterpret_cast<long long>(m.data) | step) & (WIDTH * size < 16 ? WIDTH * size - 1 : 15)) == 0;
 }

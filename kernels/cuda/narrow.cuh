@@ -5,10 +5,10 @@
 // factor[p * COLUMNS + e] = element (first + e, p) of a matrix with few columns, or 0 below its last row; every thread
 // must come.
 template <int COLUMNS, typename T>
-__device__ __forceinline__ void share_factor(T* factor, const Matrix<T>& b, long long first) {
+__device__ __forceinline__ void share_factor(T* factor, const Matrix<T>& b, Index first) {
   __syncthreads();  // what lay there may still be read
   for (int e = threadIdx.x; e < (int)b.columns * COLUMNS; e += blockDim.x) {
-    const long long i = first + e % COLUMNS;
+    const Index i = first + e % COLUMNS;
     factor[e] = i < b.rows ? element(b, i, e / COLUMNS) : T(0);
   }
   __syncthreads();
@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_near(T (&v)[C], const T* factor) {
 
 // C neighbours of row i from column j on; 0 beyond the last column. `whole`: all are there, and can be taken at once.
 template <int C, typename T>
-__device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, long long i, long long j, bool whole) {
+__device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, Index i, Index j, bool whole) {
   if constexpr (C % 4 == 0) {
     if (whole) {
       load<C>(v, m, i, j);
@@ -37,7 +37,7 @@ __device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, long lo
   for (int c = 0; c < C; c++) v[c] = j + c < m.columns ? element(m, i, j + c) : T(0);
 }
 template <int C, typename T>
-__device__ __forceinline__ void store_part(const Matrix<T>& m, long long i, long long j, const T (&v)[C], bool whole) {
+__device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j, const T (&v)[C], bool whole) {
   if constexpr (C % 4 == 0) {
     if (whole) {
       store<C>(m, i, j, v);
@@ -114,22 +114,23 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   }
 }
 
-// The sums of v over the warps of a block, lane by lane, for those of the first warp. Every thread must come.
-template <int C, typename T>
-__device__ __forceinline__ void add_up_warps(T (&v)[C]) {
+// Calls body(p, c, lane, sum) with the sums over the warps of a block of what each lane has as v[p][c], for P values of
+// p from `first` on; one thread does so for each. Every thread must come.
+template <int P, int ROWS, int C, typename T, typename Body>
+__device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, Body body) {
+  static_assert(P * C * THREADS * sizeof(T) <= SCRATCH_BYTES, "room for the numbers of all threads");
   T* shared = shared_scratch<T>();
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  for (int count = blockDim.x / WARP; count > 1;) {
-    const int half = (count + 1) / 2;
-    __syncthreads();  // what lay there may still be read
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  __syncthreads();  // what lay there may still be read
 #pragma unroll
-    for (int c = 0; c < C; c++)
-      if (half <= warp && warp < count) shared[((warp - half) * C + c) * WARP + lane] = v[c];
-    __syncthreads();
+  for (int p = 0; p < P; p++)
 #pragma unroll
-    for (int c = 0; c < C; c++)
-      if (warp < count - half) v[c] += shared[(warp * C + c) * WARP + lane];
-    count = half;
+    for (int c = 0; c < C; c++) shared[((warp * P + p) * C + c) * WARP + lane] = v[first + p][c];
+  __syncthreads();
+  for (int e = threadIdx.x; e < P * C * WARP; e += blockDim.x) {
+    T sum = shared[e];
+    for (int other = 1; other < warps; other++) sum += shared[other * P * C * WARP + e];
+    body(first + e / (C * WARP), e / WARP % C, e % WARP, sum);
   }
 }
 
@@ -151,7 +152,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
   for (int unit = block.index; unit < tiles * shares; unit += block.count) {
     const int left = unit % tiles * COLUMNS, j = left + lane * C;
     const bool whole = wide && j + C <= dx.columns;
-    T weight[SUMS ? NARROW : 1][C] = {}, bias[C] = {};
+    T weight[SUMS ? NARROW : 1][C] = {}, bias[1][C] = {};
     share_factor<COLUMNS>(factor, b, left);
     for (int i = unit / tiles * warps + threadIdx.x / WARP; i < rows; i += ROWS * step) {
       T kept[ROWS][C] = {}, sums[ROWS][C] = {};
@@ -189,28 +190,27 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
 #pragma unroll
         for (int c = 0; c < C; c++) {
           sums[r][c] *= f.slope(kept[r][c]);
-          bias[c] += sums[r][c];
+          bias[0][c] += sums[r][c];
         }
         store_part<C>(dx, i + r * step, j, sums[r], whole);
       }
     }
     if constexpr (SUMS) {
       const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);
-      const long long share = unit / tiles;
+      const Index share = unit / tiles;
 #pragma unroll
-      for (int p = 0; p < NARROW; p++) {
-        if (p >= inner) continue;
-        add_up_warps(weight[p]);
-        if (threadIdx.x >= WARP) continue;
-#pragma unroll
-        for (int c = 0; c < C; c++)
-          if (j + c < dx.columns) dw.data[(share * dx.columns + j + c) * inner + p] = weight[p][c];
-      }
-      if (!db) continue;
-      add_up_warps(bias);
-#pragma unroll
-      for (int c = 0; c < C; c++)
-        if (threadIdx.x < WARP && j + c < dx.columns) db.data[share * dx.columns + j + c] = bias[c];
+      for (int p = 0; p < NARROW; p += 2)
+        if (p < inner)
+          add_up_warps<2>(weight, p, [&](int place, int c, int of_lane, T sum) {
+            const Index column = left + of_lane * C + c;
+            if (place < inner && column < dx.columns)
+              dw.data[((long long)share * dx.columns + column) * inner + place] = sum;
+          });
+      if (db)
+        add_up_warps<1>(bias, 0, [&](int, int c, int of_lane, T sum) {
+          const Index column = left + of_lane * C + c;
+          if (column < dx.columns) db.data[(long long)share * dx.columns + column] = sum;
+        });
     }
   }
 }

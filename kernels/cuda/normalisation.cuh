@@ -2,7 +2,7 @@
 
 // y = v gamma + beta, where they are given.
 template <typename T>
-__device__ __forceinline__ T scale_shift(T v, const T* gamma, const T* beta, long long j) {
+__device__ __forceinline__ T scale_shift(T v, const T* gamma, const T* beta, Index j) {
   if (gamma) v *= gamma[j];
   if (beta) v += beta[j];
   return v;
@@ -15,16 +15,16 @@ __device__ void layer_norm(const Row& row, Block block) {
   const T *gamma = vector<T>(row, 1), *beta = vector<T>(row, 2);
   T *means = vector<T>(row, 4), *rstds = vector<T>(row, 5);
   const T count = T(x.columns), eps = T(row.scalars[0]);
-  for_each_row(x.rows, x.columns, block, [&](long long i, int lane, int lanes, long long columns) {
+  for_each_row(x.rows, x.columns, block, [&](Index i, int lane, int lanes, Index columns) {
     T sum = T(0), square = T(0);
-    for (long long j = lane; j < columns; j += lanes) sum += *x.at(i, j);
+    for (Index j = lane; j < columns; j += lanes) sum += *x.at(i, j);
     const T mean = row_sum(sum, lanes) / count;
-    for (long long j = lane; j < columns; j += lanes) {
+    for (Index j = lane; j < columns; j += lanes) {
       const T centred = *x.at(i, j) - mean;
       square += centred * centred;
     }
     const T rstd = T(1) / root(row_sum(square, lanes) / count + eps);
-    for (long long j = lane; j < columns; j += lanes)
+    for (Index j = lane; j < columns; j += lanes)
       *y.at(i, j) = scale_shift((*x.at(i, j) - mean) * rstd, gamma, beta, j);
     if (lane == 0 && columns) means[i] = mean, rstds[i] = rstd;
   });
@@ -39,16 +39,16 @@ __device__ void layer_norm_grad(const Row& row, Block block) {
   const T *gamma = vector<T>(row, 1), *means = vector<T>(row, 2), *rstds = vector<T>(row, 3);
   const T count = T(x.columns);
   if (dx)
-    for_each_row(x.rows, x.columns, block, [&](long long i, int lane, int lanes, long long columns) {
+    for_each_row(x.rows, x.columns, block, [&](Index i, int lane, int lanes, Index columns) {
       const T mean = means[i], rstd = rstds[i];
       T sum = T(0), sum_normalised = T(0);
-      for (long long j = lane; j < columns; j += lanes) {
+      for (Index j = lane; j < columns; j += lanes) {
         const T g = gamma ? *dy.at(i, j) * gamma[j] : *dy.at(i, j);
         sum += g;
         sum_normalised += g * ((*x.at(i, j) - mean) * rstd);
       }
       const T mean_g = row_sum(sum, lanes) / count, mean_gn = row_sum(sum_normalised, lanes) / count;
-      for (long long j = lane; j < columns; j += lanes) {
+      for (Index j = lane; j < columns; j += lanes) {
         const T g = gamma ? *dy.at(i, j) * gamma[j] : *dy.at(i, j);
         *dx.at(i, j) = rstd * (g - mean_g - (*x.at(i, j) - mean) * rstd * mean_gn);
       }
@@ -56,12 +56,12 @@ __device__ void layer_norm_grad(const Row& row, Block block) {
   if (dgamma)
     sum_columns(
         x.rows, x.columns, dgamma, block,
-        [&](long long i, long long j) { return *dy.at(i, j) * ((*x.at(i, j) - means[i]) * rstds[i]); },
-        [](T v, long long, long long) { return v; });
+        [&](Index i, Index j) { return *dy.at(i, j) * ((*x.at(i, j) - means[i]) * rstds[i]); },
+        [](T v, Index, Index) { return v; });
   if (dbeta)
     sum_columns(
-        x.rows, x.columns, dbeta, block, [&](long long i, long long j) { return *dy.at(i, j); },
-        [](T v, long long, long long) { return v; });
+        x.rows, x.columns, dbeta, block, [&](Index i, Index j) { return *dy.at(i, j); },
+        [](T v, Index, Index) { return v; });
 }
 
 // Each column to mean 0 and variance 1 of the batch: operands x, gamma?, beta?, y, mean, var, rstd; scalar eps.
@@ -71,15 +71,15 @@ __device__ void batch_norm(const Row& row, Block block) {
   const T *gamma = vector<T>(row, 1), *beta = vector<T>(row, 2);
   T *means = vector<T>(row, 4), *variances = vector<T>(row, 5), *rstds = vector<T>(row, 6);
   const T count = T(x.rows), eps = T(row.scalars[0]);
-  for_each_column(x.columns, block, [&](long long j, bool here, const Columns& c) {
-    const auto entry = [&](long long i) { return *x.at(i, j); };
-    const T sum = sum_over<T>(c.first, x.rows, c.step, entry, [](T v, long long) { return v; });
+  for_each_column(x.columns, block, [&](Index j, bool here, const Columns& c) {
+    const auto entry = [&](Index i) { return *x.at(i, j); };
+    const T sum = sum_over<T>(c.first, x.rows, c.step, entry, [](T v, Index) { return v; });
     const T mean = column_total(sum, c) / count;
     const T square =
-        sum_over<T>(c.first, x.rows, c.step, entry, [&](T v, long long) { return (v - mean) * (v - mean); });
+        sum_over<T>(c.first, x.rows, c.step, entry, [&](T v, Index) { return (v - mean) * (v - mean); });
     const T variance = column_total(square, c) / count, rstd = T(1) / root(variance + eps);
     if (!here) return;
-    for (long long i = c.first; i < x.rows; i += c.step)
+    for (Index i = c.first; i < x.rows; i += c.step)
       *y.at(i, j) = scale_shift((*x.at(i, j) - mean) * rstd, gamma, beta, j);
     if (c.first == 0) means[j] = mean, variances[j] = variance, rstds[j] = rstd;
   });
@@ -92,20 +92,20 @@ __device__ void batch_norm_grad(const Row& row, Block block) {
   const T *gamma = vector<T>(row, 1), *means = vector<T>(row, 2), *rstds = vector<T>(row, 3);
   T *dgamma = vector<T>(row, 6), *dbeta = vector<T>(row, 7);
   const T share = T(1) / T(x.rows);
-  for_each_column(x.columns, block, [&](long long j, bool here, const Columns& c) {
+  for_each_column(x.columns, block, [&](Index j, bool here, const Columns& c) {
     const T mean = means[j], rstd = rstds[j];
-    const auto entries = [&](long long i) { return Pair<T>{*x.at(i, j), *dy.at(i, j)}; };
+    const auto entries = [&](Index i) { return Pair<T>{*x.at(i, j), *dy.at(i, j)}; };
     const T sum = column_total(
-        sum_over<T>(c.first, x.rows, c.step, entries, [](const Pair<T>& v, long long) { return v.second; }), c);
+        sum_over<T>(c.first, x.rows, c.step, entries, [](const Pair<T>& v, Index) { return v.second; }), c);
     const T sum_normalised = column_total(
         sum_over<T>(c.first, x.rows, c.step, entries,
-                    [&](const Pair<T>& v, long long) { return v.second * ((v.first - mean) * rstd); }),
+                    [&](const Pair<T>& v, Index) { return v.second * ((v.first - mean) * rstd); }),
         c);
     if (!here) return;
     if (c.first == 0 && dgamma) dgamma[j] = sum_normalised;
     if (c.first == 0 && dbeta) dbeta[j] = sum;
     if (!dx) return;
-    for (long long i = c.first; i < x.rows; i += c.step) {
+    for (Index i = c.first; i < x.rows; i += c.step) {
       const T normalised = (*x.at(i, j) - mean) * rstd;
       const T g = rstd * (*dy.at(i, j) - share * (sum + normalised * sum_normalised));
       *dx.at(i, j) = gamma ? g * gamma[j] : g;

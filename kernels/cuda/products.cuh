@@ -5,9 +5,9 @@
 template <typename T>
 struct Factor {
   const T* data;
-  long long side, inner;
+  Index side, inner;
 
-  __device__ __forceinline__ const T* at(long long i, long long p) const { return data + i * side + p * inner; }
+  __device__ __forceinline__ const T* at(Index i, Index p) const { return data + i * side + p * inner; }
 };
 
 // How four neighbours are loaded at once: along the inner side, along the other one, or not at all.
@@ -15,21 +15,24 @@ enum { ALONG_INNER, ALONG_SIDE, APART };
 
 // Whether `data` and steps of `stride` elements allow accesses of 16 bytes.
 template <typename T>
-__device__ __forceinline__ bool steps_aligned(const T* data, long long stride) {
-  return ((reinterpret_cast<long long>(data) | stride * (long long)sizeof(T)) & 15) == 0;
+__device__ __forceinline__ bool steps_aligned(const T* data, Index stride) {
+  return (((int)reinterpret_cast<long long>(data) | (int)stride * (int)sizeof(T)) & 15) == 0;
 }
 
 // What a thread reads of a factor: N neighbours of its side from `first` on, four places of the inner side at once.
 // Addresses are found once for each tile, since 64-bit products in the loop would cost more than the sums.
-template <int KIND, typename T, int N>
+template <int KIND, bool NEAR, typename T, int N>
 struct Reader {
-  const T* at[N];  // of each neighbour, at the first place of the inner side; of the last where there are no more
+  const T* at[KIND == ALONG_SIDE ? 1 : N];  // of each neighbour, at the first place of the inner side
   long long inner;
-  bool whole;
 
-  __device__ __forceinline__ Reader(const Factor<T>& f, int first, int sides) : inner(f.inner), whole(first + N <= sides) {
+  __device__ __forceinline__ Reader(const Factor<T>& f, Index first, Index sides) : inner(f.inner) {
+    // neighbours beyond the last side are that side once more; along the side all of them are there
 #pragma unroll
-    for (int n = 0; n < N; n++) at[n] = f.at(first + n < sides ? first + n : sides - 1, 0);
+    for (int n = 0; n < (KIND == ALONG_SIDE ? 1 : N); n++) {
+      at[n] = f.at(first + n < sides ? first + n : sides - 1, 0);
+      if (NEAR) at[n] = in_shared(at[n]);
+    }
   }
 
   // v[n][s] = the factor at (first + n, p + s)
@@ -37,54 +40,72 @@ struct Reader {
     if constexpr (KIND == ALONG_INNER) {
 #pragma unroll
       for (int n = 0; n < N; n++) load<4>(v[n], at[n] + p);
-      return;
-    }
-    const long long offset = p * inner;
-    if (KIND == ALONG_SIDE && whole) {
+    } else {
 #pragma unroll
       for (int s = 0; s < 4; s++) {
-        T q[4];
-        load<4>(q, at[0] + offset + s * inner);
+        T q[N];
+        one(q, p + s);
 #pragma unroll
         for (int n = 0; n < N; n++) v[n][s] = q[n];
       }
-    } else {
-#pragma unroll
-      for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int s = 0; s < 4; s++) v[n][s] = at[n][offset + s * inner];
     }
   }
 
-  __device__ __forceinline__ T one(int n, int p) const { return at[n][p * inner]; }
+  // v[n] = the factor at (first + n, p)
+  __device__ __forceinline__ void one(T (&v)[N], int p) const {
+    if constexpr (KIND == ALONG_SIDE) {
+      load<N>(v, at[0] + p * inner);
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; n++) v[n] = at[n][KIND == ALONG_INNER ? p : p * inner];
+    }
+  }
 };
 
-// Adds to a tile of sums the products of four places of the inner side, then of those `step` on, and so forth; `turn` of
-// these fours later than at the first, and those left out at the end.
-template <typename A, typename B, typename T, int M, int N>
-__device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B& b, int first, int inner, int step,
-                                           int turn) {
-  const int fours = inner - first >= 4 ? (inner - first - 4) / step + 1 : 0, end = first + fours * step;
-  int p = fours ? first + turn % fours * step : end;
-  for (int n = 0; n < fours; n++) {
-    T x[M][4], y[N][4];
-    a.read(x, p);
-    b.read(y, p);
+// sums += x y^T, for each of S places of the inner side.
+template <int M, int N, int S, typename T>
+__device__ __forceinline__ void add_products(T (&sums)[M][N], const T (&x)[M][S], const T (&y)[N][S]) {
 #pragma unroll
-    for (int s = 0; s < 4; s++)
+  for (int s = 0; s < S; s++)
 #pragma unroll
-      for (int m = 0; m < M; m++)
+    for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < N; n++) sums[m][n] += x[m][s] * y[n][s];
-    p += step;
-    if (p == end) p = first;
+      for (int n = 0; n < N; n++) sums[m][n] += x[m][s] * y[n][s];
+}
+
+// Adds to a tile of sums the products of four places of the inner side, then of those a step of 4 << halvings on, and so
+// forth; `turn` of these fours later than at the first, and those left out at the end. The next four are on their way
+// meanwhile.
+template <bool TURNED, typename A, typename B, typename T, int M, int N>
+__device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B& b, int first, int inner,
+                                           int halvings, int turn) {
+  const int step = 4 << halvings, fours = inner - first >= 4 ? ((inner - first - 4) >> (2 + halvings)) + 1 : 0;
+  const int end = first + fours * step;
+  if (fours) {
+    int p = first + (TURNED ? (turn < fours ? turn : fours - 1) * step : 0);
+    const auto next = [&](int from) {  // the last has none: it stays where memory is
+      const int to = from + step;
+      return to < end ? to : TURNED ? first : from;
+    };
+    T x[2][M][4], y[2][N][4];
+    a.read(x[0], p);
+    b.read(y[0], p);
+    for (int n = fours; n > 0; n -= 2) {
+      p = next(p);
+      a.read(x[1], p);
+      b.read(y[1], p);
+      add_products(sums, x[0], y[0]);
+      if (n == 1) break;
+      p = next(p);
+      a.read(x[0], p);
+      b.read(y[0], p);
+      add_products(sums, x[1], y[1]);
+    }
   }
-  for (p = end; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
+  for (int p = end; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
     T x[M], y[N];
-#pragma unroll
-    for (int m = 0; m < M; m++) x[m] = a.one(m, p);
-#pragma unroll
-    for (int n = 0; n < N; n++) y[n] = b.one(n, p);
+    a.one(x, p);
+    b.one(y, p);
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -93,41 +114,37 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
 }
 
 // c in tiles of M x N, each by one thread; where there are more threads than tiles, 2 to 32 lanes of a warp share the
-// inner side of one.
-template <int M, int N, int A_KIND, int B_KIND, typename T>
-__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c, long long inner,
+// inner side of one. NEAR: both factors lie in shared memory.
+template <int M, int N, int A_KIND, int B_KIND, bool NEAR, typename T>
+__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c, int depth,
                                          Block block) {
-  const int rows = (int)c.rows, columns = (int)c.columns, depth = (int)inner;
+  const int rows = (int)c.rows, columns = (int)c.columns;
   const int tiles_down = (rows + M - 1) / M, tiles_across = (columns + N - 1) / N;
   const int tiles = tiles_down * tiles_across, total = block.count * blockDim.x;
-  int split = 1;
-  while (split < WARP && tiles * split * 2 <= total && split * 8 <= depth) split *= 2;
+  int halvings = 0;  // of the inner side; a power of two, since a quotient costs as much as some products
+  while ((1 << halvings) < WARP && tiles << (halvings + 1) <= total && 8 << halvings <= depth) halvings++;
   // a warp on 4 x 8 tiles reads 16 rows of a and 32 columns of b, and not 4 rows and 128 columns
-  const bool square = split == 1 && tiles_down % 4 == 0 && tiles_across % 8 == 0;
+  const bool square = halvings == 0 && tiles_down % 4 == 0 && tiles_across % 8 == 0;
+  const unsigned groups_across = square ? tiles_across / 8 : tiles_across;
   const bool wide = N == 4 && steps_aligned(c.data, c.stride);
-  const int lane = threadIdx.x % WARP, part = lane % split;
-  for (int first = block.index * blockDim.x + threadIdx.x - lane; first / split < tiles; first += total) {
-    const int mine = (first + lane) / split;
+  const int lane = threadIdx.x % WARP, part = lane & ((1 << halvings) - 1);
+  for (int first = block.index * blockDim.x + threadIdx.x - lane; first >> halvings < tiles; first += total) {
+    const int mine = (first + lane) >> halvings;
     const bool here = mine < tiles;  // others come along for the shuffles, on a tile that exists
-    const int tile = here ? mine : tiles - 1;
-    int down = tile / tiles_across, across = tile % tiles_across;
-    if (square) {
-      const int group = tile / 32, groups_across = tiles_across / 8;
-      down = group / groups_across * 4 + tile % 32 / 8;
-      across = group % groups_across * 8 + tile % 8;
-    }
+    const unsigned tile = here ? mine : tiles - 1, group = square ? tile / 32 : tile;
+    int down = group / groups_across, across = group % groups_across;
+    if (square) down = down * 4 + tile % 32 / 8, across = across * 8 + tile % 8;
     const int i = down * M, j = across * N;
     // rows of b lie a multiple of all banks apart: neighbours begin at different places of theirs
-    const int turn = B_KIND == ALONG_INNER ? across % 8 : 0;
+    constexpr bool TURNED = B_KIND == ALONG_INNER && N > 1;
     T sums[M][N] = {};
-    accumulate(sums, Reader<A_KIND, T, M>(a, i, rows), Reader<B_KIND, T, N>(b, j, columns), 4 * part, depth,
-               4 * split, turn);
-    if (split > 1) {
+    accumulate<TURNED>(sums, Reader<A_KIND, NEAR, T, M>(a, i, rows), Reader<B_KIND, NEAR, T, N>(b, j, columns),
+                       4 * part, depth, halvings, across % 8);
+    for (int apart = 1 << halvings >> 1; apart > 0; apart >>= 1)
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < N; n++) sums[m][n] = row_sum(sums[m][n], split);
-    }
+        for (int n = 0; n < N; n++) sums[m][n] += __shfl_xor_sync(0xffffffffu, sums[m][n], apart);
     if (!here || part != 0) continue;
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -145,27 +162,45 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
   }
 }
 
+// The forms of which each factor can be read four numbers at a time.
+template <bool NEAR, typename T>
+__device__ __forceinline__ void multiply_wide(int form, const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c,
+                                              int inner, Block block) {
+  if (form == FIRST_TURNED) {
+    multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE, NEAR>(a, b, c, inner, block);
+  } else if (form == SECOND_TURNED) {
+    multiply<TILE, TILE, ALONG_INNER, ALONG_INNER, NEAR>(a, b, c, inner, block);
+  } else {
+    multiply<TILE, TILE, ALONG_INNER, ALONG_SIDE, NEAR>(a, b, c, inner, block);
+  }
+}
+
 // c = a b, a^T b or a b^T: operands a, b, c; scalar form.
 template <typename T>
 __device__ void matmul(const Row& row, Block block) {
   const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), c = matrix<T>(row, 2);
   const int form = (int)row.scalars[0];
-  const long long inner = form == FIRST_TURNED ? a.rows : a.columns;
+  const int inner = (int)(form == FIRST_TURNED ? a.rows : a.columns);
   const Factor<T> x = {a.data, form == FIRST_TURNED ? 1 : a.stride, form == FIRST_TURNED ? a.stride : 1};
   const Factor<T> y = {b.data, form == SECOND_TURNED ? b.stride : 1, form == SECOND_TURNED ? 1 : b.stride};
   const bool wide = steps_aligned(a.data, a.stride) && steps_aligned(b.data, b.stride);
+  // four neighbours along a side are read at once or not at all
+  const bool whole = c.columns % TILE == 0 && (form != FIRST_TURNED || c.rows % TILE == 0);
   if (c.rows == 1) {
-    multiply<1, TILE, APART, APART>(x, y, c, inner, block);
+    multiply<1, TILE, APART, APART, false>(x, y, c, inner, block);
+  } else if (c.columns == 1 && form != FIRST_TURNED) {
+    if (y.inner == 1 && steps_aligned(a.data, a.stride) && steps_aligned(b.data, Index(4)))
+      multiply<1, 1, ALONG_INNER, ALONG_INNER, false>(x, y, c, inner, block);
+    else
+      multiply<1, 1, APART, APART, false>(x, y, c, inner, block);
   } else if (c.columns == 1) {
-    multiply<TILE, 1, APART, APART>(x, y, c, inner, block);
-  } else if (!wide) {
-    multiply<TILE, TILE, APART, APART>(x, y, c, inner, block);
-  } else if (form == FIRST_TURNED) {
-    multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE>(x, y, c, inner, block);
-  } else if (form == SECOND_TURNED) {
-    multiply<TILE, TILE, ALONG_INNER, ALONG_INNER>(x, y, c, inner, block);
+    multiply<TILE, 1, APART, APART, false>(x, y, c, inner, block);
+  } else if (!wide || (form != SECOND_TURNED && !whole)) {
+    multiply<TILE, TILE, APART, APART, false>(x, y, c, inner, block);
+  } else if (is_shared(a.data) && is_shared(b.data)) {
+    multiply_wide<true>(form, x, y, c, inner, block);
   } else {
-    multiply<TILE, TILE, ALONG_INNER, ALONG_SIDE>(x, y, c, inner, block);
+    multiply_wide<false>(form, x, y, c, inner, block);
   }
 }
 
@@ -182,8 +217,8 @@ template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
   const Matrix<T> dy = matrix<T>(row, 0);
   sum_columns(
-      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](long long i, long long j) { return element(dy, i, j); },
-      [](T v, long long, long long) { return v; });
+      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](Index i, Index j) { return element(dy, i, j); },
+      [](T v, Index, Index) { return v; });
 }
 
 // y = x: operands x, y.
@@ -199,14 +234,14 @@ __device__ void cast_bf16(const Row& row, Block block) {
   const Matrix<T> x = matrix<T>(row, 0);
   const Matrix<unsigned short> y = matrix<unsigned short>(row, 1);
   const bool flat = x.rows == 1 || (x.stride == x.columns && y.stride == y.columns);
-  const long long rows = flat ? 1 : x.rows, columns = flat ? x.rows * x.columns : x.columns;
+  const Index rows = flat ? 1 : x.rows, columns = flat ? x.rows * x.columns : x.columns;
   const bool wide = aligned(x, flat) && aligned(y, flat);
-  const long long packs = wide ? columns / PACK : 0, done = packs * PACK;
-  for_each_place(rows, packs, block, [&](long long i, long long j) {
+  const Index packs = wide ? columns / PACK : 0, done = packs * PACK;
+  for_each_place(rows, packs, block, [&](Index i, Index j) {
     T v[PACK];
     load<PACK>(v, x.at(i, j * PACK));
     store_halves<PACK>(y.at(i, j * PACK), v);
   });
   for_each_place(rows, columns - done, block,
-                 [&](long long i, long long j) { *y.at(i, done + j) = bfloat16(*x.at(i, done + j)); });
+                 [&](Index i, Index j) { *y.at(i, done + j) = bfloat16(*x.at(i, done + j)); });
 }

@@ -3,9 +3,9 @@
 
 // --- a block's share of elements ---------------------------------------------------------------------------------
 
-// Quotient and remainder; 64-bit division costs four times as much as 32-bit.
-__device__ __forceinline__ void divide(long long a, long long b, long long& quotient, long long& remainder) {
-  if (((a | b) >> 32) == 0) {
+// Quotient and remainder; 64-bit division costs four times as much as 32-bit, which is taken where it does.
+__device__ __forceinline__ void divide(Index a, Index b, Index& quotient, Index& remainder) {
+  if (sizeof(Index) == 4 || ((long long)(a | b) >> 32) == 0) {
     quotient = (unsigned)a / (unsigned)b;
     remainder = (unsigned)a % (unsigned)b;
   } else {
@@ -16,12 +16,12 @@ __device__ __forceinline__ void divide(long long a, long long b, long long& quot
 
 // Calls body(i, j) for this thread's share of the places of a (rows, width) grid; neighbours take neighbours.
 template <typename Body>
-__device__ __forceinline__ void for_each_place(long long rows, long long width, Block block, Body body) {
-  const long long start = (long long)block.index * blockDim.x + threadIdx.x;
-  const long long step = (long long)block.count * blockDim.x;
+__device__ __forceinline__ void for_each_place(Index rows, Index width, Block block, Body body) {
+  const Index start = (Index)block.index * blockDim.x + threadIdx.x;
+  const Index step = (Index)block.count * blockDim.x;
   if (start >= rows * width) return;
   // one loop for a single row too: the body, which is inlined, would stand there twice
-  long long i = 0, j = start, down = 0, across = step;
+  Index i = 0, j = start, down = 0, across = step;
   if (rows > 1) {
     divide(start, width, i, j);
     divide(step, width, down, across);
@@ -37,7 +37,7 @@ __device__ __forceinline__ void for_each_place(long long rows, long long width, 
 // Applies f to WIDTH neighbours: see `elementwise`. It is no lambda, since NVRTC before CUDA 13 takes one that is
 // generic for a function of the host.
 template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, long long i, long long j) {
+__device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, Index i, Index j) {
   T v[COUNT][WIDTH];
 #pragma unroll
   for (int k = 0; k < COUNT; k++) {
@@ -61,14 +61,14 @@ __device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, 
 
 // Applies f to all packs of WIDTH if every operand allows it; returns how many columns of each row that were.
 template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ long long apply_packs(const Matrix<T> (&operands)[COUNT], Block block, F& f, bool flat,
-                                                 long long rows, long long columns) {
+__device__ __forceinline__ Index apply_packs(const Matrix<T> (&operands)[COUNT], Block block, F& f, bool flat,
+                                                 Index rows, Index columns) {
   bool wide = true;
 #pragma unroll
   for (int k = 0; k < COUNT; k++) wide = wide && (!operands[k] || aligned<WIDTH>(operands[k], flat));
   if (!wide) return 0;
   for_each_place(rows, columns / WIDTH, block,
-                 [&](long long i, long long j) { apply<WIDTH, READ, WRITTEN>(operands, f, i, j * WIDTH); });
+                 [&](Index i, Index j) { apply<WIDTH, READ, WRITTEN>(operands, f, i, j * WIDTH); });
   return columns / WIDTH * WIDTH;
 }
 
@@ -81,19 +81,19 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
   for (int k = 0; k < COUNT; k++)
     flat = flat && (!operands[k] || operands[k].rows == 1 || operands[k].stride == operands[k].columns);
   // as one long row no row ends in the middle of a pack
-  const long long rows = flat ? 1 : operands[0].rows;
-  const long long columns = flat ? operands[0].rows * operands[0].columns : operands[0].columns;
-  long long done = apply_packs<PACK, READ, WRITTEN>(operands, block, f, flat, rows, columns);
+  const Index rows = flat ? 1 : operands[0].rows;
+  const Index columns = flat ? operands[0].rows * operands[0].columns : operands[0].columns;
+  Index done = apply_packs<PACK, READ, WRITTEN>(operands, block, f, flat, rows, columns);
   if constexpr (PACK > 4)  // rows of bfloat16 often begin at 8 bytes only
     if (done == 0) done = apply_packs<4, READ, WRITTEN>(operands, block, f, flat, rows, columns);
   for_each_place(rows, columns - done, block,
-                 [&](long long i, long long j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
+                 [&](Index i, Index j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
 }
 
 // --- a block's share of rows -------------------------------------------------------------------------------------
 
 // A warp takes a row, or several narrow ones: a power of two of its lanes to each.
-__device__ __forceinline__ int lanes_for(long long columns) {
+__device__ __forceinline__ int lanes_for(Index columns) {
   int lanes = 1;
   while (lanes < WARP && lanes < columns) lanes *= 2;
   return lanes;
@@ -114,12 +114,12 @@ __device__ __forceinline__ T row_maximum(T v, int lanes) {
 // Calls body(i, lane, lanes, columns) for rows of a matrix. Lanes whose row does not exist come along with 0 columns
 // and a row that does, since a shuffle wants all of the warp; they must not write what belongs to the row.
 template <typename Body>
-__device__ __forceinline__ void for_each_row(long long rows, long long columns, Block block, Body body) {
+__device__ __forceinline__ void for_each_row(Index rows, Index columns, Block block, Body body) {
   const int lanes = lanes_for(columns), at_once = WARP / lanes, in_warp = threadIdx.x % WARP;
-  const long long warp = ((long long)block.index * blockDim.x + threadIdx.x) / WARP;
-  const long long warps = (long long)block.count * blockDim.x / WARP;
-  for (long long first = warp * at_once; first < rows; first += warps * at_once) {
-    const long long i = first + in_warp / lanes;
+  const Index warp = ((Index)block.index * blockDim.x + threadIdx.x) / WARP;
+  const Index warps = (Index)block.count * blockDim.x / WARP;
+  for (Index first = warp * at_once; first < rows; first += warps * at_once) {
+    const Index i = first + in_warp / lanes;
     const bool here = i < rows;
     body(here ? i : rows - 1, in_warp % lanes, lanes, here ? columns : 0);
   }
@@ -127,8 +127,8 @@ __device__ __forceinline__ void for_each_row(long long rows, long long columns, 
 
 // Calls body(j, load(j)) for a lane's columns of a row, in order; AT_ONCE loads are under way at a time.
 template <int AT_ONCE = 4, typename Load, typename Body>
-__device__ __forceinline__ void along_row(int lane, int lanes, long long columns, Load load, Body body) {
-  for (long long j = lane; j < columns; j += AT_ONCE * lanes) {
+__device__ __forceinline__ void along_row(int lane, int lanes, Index columns, Load load, Body body) {
+  for (Index j = lane; j < columns; j += AT_ONCE * lanes) {
     decltype(load(j)) loaded[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; u++)
@@ -146,7 +146,7 @@ __device__ __forceinline__ void along_row(int lane, int lanes, long long columns
 struct Columns {
   int width, place, first, step;  // columns at once; this thread's column among them; its first row, rows to the next
 
-  __device__ __forceinline__ Columns(long long columns, Block block) : width(lanes_for(columns)) {
+  __device__ __forceinline__ Columns(Index columns, Block block) : width(lanes_for(columns)) {
     while (block.count == 1 && width < columns && blockDim.x % (2 * width) == 0) width *= 2;
     place = threadIdx.x % width, first = threadIdx.x / width, step = blockDim.x / width;
   }
@@ -156,17 +156,15 @@ struct Columns {
 template <typename T>
 __device__ __forceinline__ T column_total(T v, const Columns& c) {
   T* shared = shared_scratch<T>();
-  const int thread = threadIdx.x, threads = blockDim.x;
-  int half = 1;
-  while (2 * half < threads) half *= 2;
+  // first over the lanes of a warp that stand in the same column, then over what then are rows of parts
+  for (int step = WARP / 2; step >= c.width; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+  const int abreast = c.width > WARP ? c.width : WARP, parts = blockDim.x / abreast;
   __syncthreads();  // what lay there may still be read
-  shared[thread] = v;
-  for (; half >= c.width; half /= 2) {
-    __syncthreads();
-    if (thread < half && thread + half < threads) shared[thread] += shared[thread + half];
-  }
+  if (threadIdx.x % abreast < c.width) shared[threadIdx.x / abreast * c.width + c.place] = v;
   __syncthreads();
-  return shared[c.place];
+  T total = shared[c.place];
+  for (int part = 1; part < parts; part++) total += shared[part * c.width + c.place];
+  return total;
 }
 
 // The sum of v over the threads of the block, whole warps; all of them get it. Every thread must come.
@@ -184,9 +182,9 @@ __device__ __forceinline__ double block_total(double v) {
 // Adds term(load(i)) over i = first, first + step, ... below last. Four loads are under way at once; sums of up to 64
 // terms are added up apart, so that the rounding error does not grow with the number of rows.
 template <typename T, typename Load, typename Term>
-__device__ __forceinline__ T sum_over(long long first, long long last, long long step, Load load, Term term) {
+__device__ __forceinline__ T sum_over(Index first, Index last, Index step, Load load, Term term) {
   T total = T(0);
-  long long i = first;
+  Index i = first;
   while (i < last) {
     T part[4] = {T(0), T(0), T(0), T(0)};
     for (int n = 0; n < 16 && i < last; n++, i += 4 * step) {
@@ -206,32 +204,32 @@ __device__ __forceinline__ T sum_over(long long first, long long last, long long
 // Calls body(j, here, tile's columns) for each tile of columns of this block; `here` is false for threads beyond the
 // last column, which come along for the barriers with a column that exists.
 template <typename Body>
-__device__ __forceinline__ void for_each_column(long long columns, Block block, Body body) {
+__device__ __forceinline__ void for_each_column(Index columns, Block block, Body body) {
   const Columns c(columns, block);
-  for (long long first = (long long)block.index * c.width; first < columns; first += (long long)block.count * c.width) {
-    const long long j = first + c.place;
+  for (Index first = (Index)block.index * c.width; first < columns; first += (Index)block.count * c.width) {
+    const Index j = first + c.place;
     body(j < columns ? j : columns - 1, j < columns, c);
   }
 }
 
 // db = sums of the columns: with one row in db, over all rows; with more, each over its share of the rows.
 template <typename T, typename Load, typename Term>
-__device__ __forceinline__ void sum_columns(long long rows, long long columns, Matrix<T> db, Block block, Load load,
+__device__ __forceinline__ void sum_columns(Index rows, Index columns, Matrix<T> db, Block block, Load load,
                                             Term term) {
   using Loaded = decltype(load(rows, columns));
   const Columns c(columns, block);
-  const long long tiles = (columns + c.width - 1) / c.width;
-  long long each, over;
+  const Index tiles = (columns + c.width - 1) / c.width;
+  Index each, over;
   divide(rows + db.rows - 1, db.rows, each, over);
-  for (long long unit = block.index; unit < tiles * db.rows; unit += block.count) {
-    long long share, tile;
+  for (Index unit = block.index; unit < tiles * db.rows; unit += block.count) {
+    Index share, tile;
     divide(unit, tiles, share, tile);
-    const long long j = tile * c.width + c.place;
-    const long long first = share * each, last = first + each < rows ? first + each : rows;
+    const Index j = tile * c.width + c.place;
+    const Index first = share * each, last = first + each < rows ? first + each : rows;
     const bool here = j < columns;
     const T sum = sum_over<T>(first + c.first, here ? last : first, c.step,
-                              [&](long long i) { return load(i, j); },
-                              [&](const Loaded& loaded, long long i) { return term(loaded, i, j); });
+                              [&](Index i) { return load(i, j); },
+                              [&](const Loaded& loaded, Index i) { return term(loaded, i, j); });
     const T total = column_total(sum, c);
     if (here && c.first == 0) *db.at(share, j) = total;
   }

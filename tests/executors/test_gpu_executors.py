@@ -91,6 +91,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
             gm.Linear(12, 3),
         ]
     },
+    "whole packs": {
+        "layers": lambda: [
+            *(gm.Linear(5, 16), gm.ReLU(), gm.Linear(16, 24), gm.Tanh()),
+            *(gm.Linear(24, 32), gm.ReLU(), gm.Linear(32, 3)),
+        ]
+    },
     "deep": {
         "layers": lambda: [
             *(layer for _ in range(4) for layer in (gm.Linear(5, 5), gm.Tanh())),
@@ -107,6 +113,24 @@ def test_a_training_gives_what_eager_gives(case, kind, stand_in, used, assert_cl
     found, expected = train("stand-in", **settings), train("cpu", **settings)
     assert used[0] is KINDS[kind]
     assert_same_training(found, expected, assert_close)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 100])
+def test_operands_that_32_bits_cannot_count_are_named_when_kernels_are_compiled(
+    most, kind, stand_in, monkeypatch
+):
+    asked = set()
+    monkeypatch.setattr("gpumlp.executors.device.MOST_ELEMENTS", most)
+    device_of = stand_in().device
+    kernels = device_of.kernels
+
+    def noted(*arguments):
+        asked.add(arguments[-1])
+        return kernels(*arguments[:-1])
+
+    monkeypatch.setattr(device_of, "kernels", noted)
+    train("stand-in", epochs=1)
+    assert asked == {most == 100}
 
 
 @pytest.mark.parametrize("order", ["descending", "random:7"])

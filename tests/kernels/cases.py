@@ -20,6 +20,11 @@ NAMES = sorted(CATALOGUE)
 VARIANTS = [(name, changed) for name in NAMES for changed in variants(name)]
 OPTIONAL = [(n, o) for n in NAMES for o in sorted(CATALOGUE[n].optional) if (n, o) != ("rmsprop", "average")]
 LEARNING = [n for n in NAMES if {"parameters", "running_mean"} & set(CATALOGUE[n].updates)]
+SHARING = (
+    *("column_sums", "relu_grad_bias", "batch_norm", "batch_norm_grad", "layer_norm_grad", "softmax"),
+    *("softmax_cross_entropy", "mse", "clip_by_norm", "adam", "matmul", "shuffle"),
+)
+"""A kernel of each kind in which the threads of a GPU's block share memory, and have barriers or shuffles."""
 MATRICES = [
     n for n in NAMES if any(v.ndim == 2 and k != "ring" for k, v in Examples(2, 2, 2).operands(n).items())
 ]

@@ -1,6 +1,7 @@
 """What the tests of kernels share: calling one by itself, with rows of addresses; a GPU of stand-ins."""
 
 import ctypes
+import functools
 import importlib.machinery
 import sys
 import types
@@ -16,9 +17,10 @@ from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors.linking import encode, instruct, work_bytes
 from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
 from gpumlp.kernels.cpu import address
-from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host
+from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host, source
 from gpumlp.kernels.layout import WORK, WORKER, WORKERS
 from gpumlp.program import Call, Memory, Operand, Program
+from tests.kernels.cases import SHARING
 from tests.kernels.stand_in_cublaslt import COMPUTE, CUDA_TYPES, OPERATION, FakeCublasLt
 from tests.kernels.stand_in_cupy import CUDA, fake_cupy
 
@@ -121,6 +123,13 @@ def run_cuda(host_compiler) -> Callable[..., None]:
         _run_on_host(modules[dtype], kernel, arrays, scalars, dtype, blocks, threads, order)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_cuda_large(host_compiler) -> Callable[..., None]:
+    """The same in float32 with kernels that count elements by 64 bits, those of `SHARING`."""
+    names = (*SHARING, "sum_squares", "sum_weights", "finish_loss")
+    return functools.partial(_run_on_host, host.HostModule(text=source("float32", names, large=True)))
 
 
 @pytest.fixture

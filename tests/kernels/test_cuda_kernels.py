@@ -15,6 +15,7 @@ from tests.kernels.cases import (
     LEARNING,
     NAMES,
     OPTIONAL,
+    SHARING,
     TOLERANCE,
     assert_equal_to_the_last_digits,
     assert_masks_and_noise,
@@ -82,13 +83,6 @@ def test_a_cuda_kernel_equals_the_reference_in_every_order_of_its_threads(
         compare(name, found, wanted, dtype, results(name))
         for operand in CATALOGUE[name].reads:
             np.testing.assert_array_equal(found[operand], values[operand])
-
-
-# A kernel of each kind that has barriers or shuffles.
-SHARING = (
-    *("column_sums", "relu_grad_bias", "batch_norm", "batch_norm_grad", "layer_norm_grad", "softmax"),
-    *("softmax_cross_entropy", "mse", "clip_by_norm", "adam", "matmul", "shuffle"),
-)
 
 
 @pytest.mark.parametrize("grid", [(1, 96), (2, 480), (1, 1024)], ids=str)
@@ -232,8 +226,17 @@ def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, co
     )
 
 
-@pytest.mark.parametrize(("rows", "grid"), [(1, (1, 32)), (255, (1, 64)), (257, (2, 32)), (2200, (2, 256))])
+@pytest.mark.parametrize(
+    ("rows", "grid"),
+    [
+        *((rows, (1, 32)) for rows in (1, 2, 3, 31, 32, 33, 100)),
+        *((rows, (1, 256)) for rows in (255, 280, 1024, 1025, 2200)),
+        *((257, (2, 32)), (2200, (2, 256))),
+    ],
+    ids=str,
+)
 def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
+    """One block sorts the rows, in its own memory while they find room there; several count."""
     counters = control()
     given = np.arange(10, 10 + rows)
     for epoch in (0, 1, 2**31):
@@ -262,6 +265,16 @@ def test_products_of_every_shape_that_a_resident_network_has(run_cuda, form, siz
     for grid, gap in (((1, 256), 0), ((2, 64), 0), ((1, 32), 1), ((1, 64), 4)):
         found = launch(run_cuda, "small", "matmul", values, dtype, changed, grid, "random:3", gap)["c"]
         assert np.linalg.norm(found - wanted) <= TOLERANCE[dtype] * scale, grid
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_kernels_that_count_by_64_bits_give_the_same_bits(run_cuda, run_cuda_large, name):
+    for size, grid in (("small", (1, 64)), ("long", (3, 64))):
+        values = SIZES[size].operands(name, "float32")
+        wanted = launch(run_cuda, size, name, values, "float32", {}, grid)
+        found = launch(run_cuda_large, size, name, values, "float32", {}, grid)
+        for operand in results(name):
+            np.testing.assert_array_equal(found[operand], wanted[operand], err_msg=operand)
 
 
 def test_sums_of_many_rows_are_as_exact_as_float32_allows(run_cuda):
