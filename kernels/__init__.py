@@ -238,8 +238,7 @@ for _name, _saved in ACTIVATIONS.items():
         f"bias_{_name}, then matmul of y and b, which has up to {NARROW} columns, and add_bias of added; "
         "without y nothing but c is written"
     )
-    if _name not in IN_EPILOGUES:
-        _kernel(f"bias_{_name}_narrow", _contract, _doc, _scalars, "y=x", FOR_GPUS)
+    _kernel(f"bias_{_name}_narrow", _contract, _doc, _scalars, "y=x", FOR_GPUS)
     _doc = f"matmul of a and b, which is turned, with an inner side up to {NARROW}, then {_name}_grad"
     _kernel(f"narrow_{_name}_grad", f"a b {_saved} -> dx", _doc, _scalars, f"dx={_saved}", FOR_GPUS)
     if _saved == "y":  # which the gradient of the weight reads too

@@ -43,7 +43,7 @@ class Linked:
         groups: places of the steps that go into one launch each, (first, last + 1).
         table: rows on the device, where some group is a chain.
         activations: its intermediate tensors.
-        keep: what the rows point at.
+        scalars, scratch: what the rows point at beside their operands, on the device.
     """
 
     program: Program
@@ -52,7 +52,8 @@ class Linked:
     groups: list[tuple[int, int]]
     table: Any
     activations: Arena
-    keep: list[Any]
+    scalars: Any
+    scratch: Any
 
 
 class DeviceExecutor:
@@ -136,7 +137,7 @@ class DeviceExecutor:
             self.device.copy_in(scalars, values)
         groups = self._groups(steps, program.dtype)
         table = self.backend.asarray(rows) if len(groups) < len(steps) else None
-        return Linked(program, steps, rows, groups, table, activations, [scratch, scalars])
+        return Linked(program, steps, rows, groups, table, activations, scalars, scratch)
 
     def _groups(self, steps: Sequence[Step], dtype: str) -> list[tuple[int, int]]:
         """Float64, which is for checking, has no chains: on older GPUs they would have too few registers."""

@@ -6,24 +6,24 @@ kernel with the activation of the layer below, or with its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ..kernels import FOR_GPUS, NARROW
+from ..kernels import ACTIVATIONS, IN_EPILOGUES, NARROW
 from ..program import Call, Operand, Program
 from .lowering import GRADIENTS, find_column_sums, substitute
 
 
-def fuse_narrow_products(program: Program) -> Program:
+def fuse_narrow_products(program: Program, left: Collection[str] = IN_EPILOGUES) -> Program:
     """Make one call of an activation, the bias before it, a product with few columns, and the bias behind that.
 
-    Activations that a library does in an epilogue are left to it.
+    Args:
+        left: activations that stay as they are, for a library to do in an epilogue.
     """
     calls = list(program.calls)
     dropped: set[int] = set()
     for i, call in enumerate(calls):
-        kernel = f"bias_{call.kernel}_narrow"
-        if kernel not in FOR_GPUS or i + 1 == len(calls):
+        if call.kernel not in ACTIVATIONS or call.kernel in left or i + 1 == len(calls):
             continue
         x, y = call.operands
         product = calls[i + 1]
@@ -37,6 +37,7 @@ def fuse_narrow_products(program: Program) -> Program:
         added = _bias_of(calls, i + 2, c, dropped)
         kept = y if _is_read_again(program, (x, y), i + 2) else None
         operands = (bias, b, added, x, kept, c)
+        kernel = f"bias_{call.kernel}_narrow"
         calls[i + 1] = replace(product, kernel=kernel, operands=operands, scalars=call.scalars)
         dropped.add(i)
     return substitute(replace(program, calls=tuple(calls)), {}, dropped)

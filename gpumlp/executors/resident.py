@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..kernels.cuda.device import Device, Kernels
 from ..program import Memory, Program
 from .device import DeviceExecutor, Linked
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
+from .narrow import fuse_narrow_gradients, fuse_narrow_products
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -69,7 +71,10 @@ class ResidentExecutor(DeviceExecutor):
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
-        return (read_full_batch_in_place, fuse_bias_activation, fuse_gradient_bias)
+        return (
+            *(read_full_batch_in_place, partial(fuse_narrow_products, left=()), fuse_narrow_gradients),
+            *(fuse_bias_activation, fuse_gradient_bias),
+        )
 
     def _most_blocks(self) -> int:
         return 1
@@ -129,6 +134,9 @@ class ResidentExecutor(DeviceExecutor):
         """Memory in the order in which it gains from being near."""
         arrays, both = self.memory.arrays, COPY_IN | COPY_OUT
         yield arrays["control"], both
+        for program in linked:
+            yield program.scalars, COPY_IN
+            yield program.scratch, 0
         yield max((p.activations.memory for p in linked), key=lambda memory: memory.nbytes), 0
         for role in ("parameters", "gradients", "state"):
             yield self.memory.arenas[role].memory, both

@@ -18,9 +18,10 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   const T* weight = vector<T>(row, 3);
   double* scratch = reinterpret_cast<double*>(row.scratch);
   const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
+  const T even = T(1) / T(divisor);  // a quotient of doubles is long
   for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
     const double w = weight ? (double)weight[i] : 1.0;
-    const double loss = row_sum(body(i, lane, lanes, here, T(w / divisor)), lanes);
+    const double loss = row_sum(body(i, lane, lanes, here, weight ? T(w / divisor) : even), lanes);
     if (lane == 0 && here) scratch[1 + i] = w * loss;
   });
 }
@@ -123,8 +124,8 @@ struct ProbabilityCrossEntropy {
 template <typename T, typename F>
 __device__ void per_output_loss(const Row& row, Block block, F f) {
   const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
-  const double outputs = (double)output.columns;
-  const T share = T(1.0 / outputs);
+  const double inverse = 1.0 / output.columns;
+  const T share = T(inverse);
   for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
     double sum = 0;
     for (Index j = lane; j < columns; j += lanes) {
@@ -132,7 +133,7 @@ __device__ void per_output_loss(const Row& row, Block block, F f) {
       sum += (double)f.loss(x, t);
       if (grad) *grad.at(i, j) = f.slope(x, t) * share * scale;
     }
-    return sum / outputs;
+    return sum * inverse;
   });
 }
 

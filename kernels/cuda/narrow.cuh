@@ -92,7 +92,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
         }
 #pragma unroll
         for (int p = 0; p < NARROW; p++) {
-          if (p >= outputs) continue;
+          if (p >= outputs) break;
           T near[C];
           load_near<C>(near, factor + p * COLUMNS + e);
 #pragma unroll
@@ -104,7 +104,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
     }
 #pragma unroll
     for (int p = 0; p < NARROW; p++) {
-      if (p >= outputs) continue;
+      if (p >= outputs) break;
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const T sum = row_sum(sums[r][p], LANES);
@@ -179,8 +179,10 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
       };
       if constexpr (SUMS) {  // sums in registers want places that the compiler knows
 #pragma unroll
-        for (int p = 0; p < NARROW; p++)
-          if (p < inner) multiply(p);
+        for (int p = 0; p < NARROW; p++) {
+          if (p >= inner) break;
+          multiply(p);
+        }
       } else {
         for (int p = 0; p < inner; p++) multiply(p);
       }
@@ -199,13 +201,14 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
       const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);
       const Index share = unit / tiles;
 #pragma unroll
-      for (int p = 0; p < NARROW; p += 2)
-        if (p < inner)
-          add_up_warps<2>(weight, p, [&](int place, int c, int of_lane, T sum) {
-            const Index column = left + of_lane * C + c;
-            if (place < inner && column < dx.columns)
-              dw.data[((long long)share * dx.columns + column) * inner + place] = sum;
-          });
+      for (int p = 0; p < NARROW; p += 2) {
+        if (p >= inner) break;
+        add_up_warps<2>(weight, p, [&](int place, int c, int of_lane, T sum) {
+          const Index column = left + of_lane * C + c;
+          if (place < inner && column < dx.columns)
+            dw.data[((long long)share * dx.columns + column) * inner + place] = sum;
+        });
+      }
       if (db)
         add_up_warps<1>(bias, 0, [&](int, int c, int of_lane, T sum) {
           const Index column = left + of_lane * C + c;

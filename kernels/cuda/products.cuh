@@ -102,6 +102,7 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
       add_products(sums, x[1], y[1]);
     }
   }
+#pragma unroll 1
   for (int p = end; p < inner; p++) {  // fewer than four are left, and this thread's turn it is
     T x[M], y[N];
     a.one(x, p);

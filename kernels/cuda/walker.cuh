@@ -27,16 +27,25 @@ __device__ inline void copy_bytes(char* to, const char* from, long long bytes) {
   for (long long i = bytes / 16 * 16 + threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
 }
 
-// Point the operands of rows that lie in a staged range at its place in shared memory.
+// The place in shared memory of what lies in a staged range, else where it is.
+__device__ inline long long redirected(long long address, const Stage* stages, int n_stages, char* shared) {
+  for (int k = 0; k < n_stages && address; ++k) {
+    const long long inside = address - stages[k].address;
+    if (inside >= 0 && inside < stages[k].bytes) return (long long)(shared + stages[k].offset + inside);
+  }
+  return address;
+}
+
+// Point rows at what lies in shared memory: their operands, scalars and scratch.
 __device__ inline void redirect(Row* rows, int count, const Stage* stages, int n_stages, char* shared) {
-  for (int i = threadIdx.x; i < count * MAX_OPERANDS; i += blockDim.x) {
-    Operand& operand = rows[i / MAX_OPERANDS].operands[i % MAX_OPERANDS];
-    for (int k = 0; k < n_stages && operand.address; ++k) {
-      const long long inside = operand.address - stages[k].address;
-      if (inside >= 0 && inside < stages[k].bytes) {
-        operand.address = (long long)(shared + stages[k].offset + inside);
-        break;
-      }
+  for (int i = threadIdx.x; i < count * (MAX_OPERANDS + 1); i += blockDim.x) {
+    Row& row = rows[i / (MAX_OPERANDS + 1)];
+    const int k = i % (MAX_OPERANDS + 1);
+    if (k < MAX_OPERANDS) {
+      row.operands[k].address = redirected(row.operands[k].address, stages, n_stages, shared);
+    } else {
+      row.scalars = (const double*)redirected((long long)row.scalars, stages, n_stages, shared);
+      row.scratch = (char*)redirected((long long)row.scratch, stages, n_stages, shared);
     }
   }
 }

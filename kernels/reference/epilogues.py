@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import ACTIVATIONS, BAD_STEP, IN_EPILOGUES, UPDATES, mask_bytes
+from .. import ACTIVATIONS, BAD_STEP, UPDATES, mask_bytes
 from . import activations, optimizers, products
 
 Array = Any
@@ -140,11 +140,7 @@ KERNELS: dict[str, Any] = {
     "product_bias_grad": product_bias_grad,
     "product_relu_grad": product_relu_grad,
     "product_gelu_tanh_grad": product_gelu_tanh_grad,
-    **{
-        f"bias_{name}_narrow": _bias_activation_product(name)
-        for name in ACTIVATIONS
-        if name not in IN_EPILOGUES
-    },
+    **{f"bias_{name}_narrow": _bias_activation_product(name) for name in ACTIVATIONS},
     **{f"narrow_{name}_grad": _product_gradient(name) for name in ACTIVATIONS},
     **{
         f"narrow_{name}_grad_sums": _product_gradient_sums(name)

@@ -1,6 +1,7 @@
 """Layers with few outputs: what the rewrites make of a program, and that it stays the same program."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -52,6 +53,18 @@ def test_an_activation_that_goes_into_an_epilogue_is_left_to_it():
     found = kernels_of(lower(step_program(network("relu")), NARROW))
     assert found.count("relu") == 2
     assert found.count("narrow_relu_grad_sums") == 2
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+def test_without_a_library_every_activation_is_taken_along(activation, assert_close):
+    layer = gm.GELU(approximate="tanh") if activation == "gelu_tanh" else activation
+    rewrites = partial(fuse_narrow_products, left=()), fuse_narrow_gradients
+    found = kernels_of(lower(step_program(network(layer)), rewrites))
+    assert found.count(f"bias_{activation}_narrow") == 2
+    assert not {activation, "add_bias"} & set(found)
+    for before, after in zip(run(network(layer), ()), run(network(layer), rewrites), strict=True):
+        for name in before:
+            assert_close(after[name], before[name], 1e-13)
 
 
 def test_a_network_without_biases_has_none_to_take_along(assert_close):

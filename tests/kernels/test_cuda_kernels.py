@@ -121,6 +121,15 @@ def test_an_optional_operand_may_be_absent(run_cuda, name, absent, dtype):
         compare(name, found, wanted, dtype, results(name))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "ring" in CATALOGUE[n].updates])
+def test_a_batch_whose_rows_weigh_nothing_has_no_loss_and_no_gradient(run_cuda, name, dtype):
+    values = SMALL.operands(name, dtype)
+    values["weight"][...] = 0
+    found = launch(run_cuda, "small", name, values, dtype, {"mean": True})
+    np.testing.assert_array_equal(found["ring"][1], [0, 0])
+    np.testing.assert_array_equal(found["grad"], np.zeros_like(found["grad"]))
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].optional])
 def test_all_optional_operands_may_be_absent_but_the_one_that_is_the_purpose(run_cuda, name, dtype):
     gone = dict.fromkeys(CATALOGUE[name].optional - {"dx"})
