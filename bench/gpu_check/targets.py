@@ -101,24 +101,23 @@ class Change:
 IN_ONE_LANE = Change("graph in one lane", "graph", "MAX_LANES", (branches,), 1)
 WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", (unfolding,), 0)
 WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", (narrow,), 0)
-RESIDENT_BY = {
-    n: Change(f"resident with {n} threads", "resident", "RESIDENT_THREADS", (cuda, resident), n)
-    for n in (128, 512)
-}
+FEWER_THREADS = Change("resident with 128 threads", "resident", "RESIDENT_THREADS", (cuda, resident), 128)
 GRADIENTS_IN_EPILOGUES = Change(
     "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", (graph,), frozenset()
 )
+BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", (graph,), 0)
 SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", (graph,), 8)
 OTHERWISE = (
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
+    ("small", "float32", BY_LIBRARY),
+    ("ee6132", "float32", BY_LIBRARY),
     ("ee6132", "float32", GRADIENTS_IN_EPILOGUES),
     ("small", "float32", GRADIENTS_IN_EPILOGUES),
     ("ee6132", "float32", WITHOUT_NARROW),
     ("small", "float32", WITHOUT_NARROW),
     ("mlpnn", "bf16", WITHOUT_NARROW),
     ("mlpnn", "tf32", WITHOUT_NARROW),
-    ("small", "float32", RESIDENT_BY[128]),
-    ("small", "float32", RESIDENT_BY[512]),
+    ("small", "float32", FEWER_THREADS),
     ("small", "float32", IN_ONE_LANE),
     ("ee6132", "float32", IN_ONE_LANE),
     ("small", "float32", WITHOUT_CHAINS),

@@ -97,8 +97,12 @@ class DeviceExecutor:
 
     @property
     def uses_library(self) -> bool:
-        """Whether products are left to the device's library."""
+        """Whether products are left to the device's library, at least some of them."""
         raise NotImplementedError
+
+    def in_library(self, product: Call) -> bool:
+        """Whether it is left to that library."""
+        return self.uses_library
 
     def linger(self, program: Program) -> int:
         """Calls for which memory is not used again, see `plan`."""
@@ -115,7 +119,7 @@ class DeviceExecutor:
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):
             activations = Arena(self.backend, program.buffers.values(), shared)
-            steps = unfold(program, self.memory, activations, self._most_blocks(), self.uses_library)
+            steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
             self._operations |= {step.operation for step in steps if step.call is None}
             self._large |= any(
                 p and p.rows * p.columns > MOST_ELEMENTS for step in steps for p in step.places

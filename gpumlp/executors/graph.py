@@ -25,8 +25,9 @@ from .branches import branch, fills, is_wide
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
-from .products import fuse_epilogues
-from .unfolding import unfold
+from .products import by_own_kernel, fuse_epilogues
+from .unfolding import OWN_PRODUCTS, unfold
+from .workers import multiply_adds_of
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -42,6 +43,10 @@ SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad"})
 """What the library does in an epilogue slower than a launch of our own behind the plain product: on an H200, cuBLASLt
 13.1, a gradient through relu took 280 us in bf16 where other products of these sides (4096) take 190, 9.2 us and not
 2.6 in float32 at batch 32. `bench.gpu_check` measures trainings with them."""
+
+OWN_PRODUCT = 2_000_000
+"""Multiply-adds of a product in float32 up to which a kernel of our own does it: the library takes 5 us on an H200 for
+one of 64 rows, whatever its other sides. `bench.gpu_check` measures trainings without."""
 
 LINGER = 3
 """Calls for which memory is not used again, so that those of a layer's backward pass may run side by side."""
@@ -117,6 +122,8 @@ class GraphExecutor(DeviceExecutor):
         def supports(kernel: str, call: Call, last: bool) -> bool:
             if kernel in SLOW_EPILOGUES:
                 return False
+            if not self.in_library(call):
+                return by_own_kernel(kernel, call, last)
             # beside a small product the library needs a second kernel for the sums; ours make them on the way
             if kernel == "product_bias_grad" and not is_wide(
                 _result(call).shape, self.device.multiprocessors
@@ -137,6 +144,12 @@ class GraphExecutor(DeviceExecutor):
             *fusions,
             *(use_bfloat16(n_parameters), cast_with_update),
         )
+
+    def in_library(self, product: Call) -> bool:
+        c = product.by_name["c"]
+        ours = product.kernel in OWN_PRODUCTS and product.by_name.get("mask") is None
+        as_asked = self.precision == "float32" and c is not None and c.dtype == "float32"
+        return not (ours and as_asked and multiply_adds_of(product) <= OWN_PRODUCT)
 
     def linger(self, program: Program) -> int:
         return 0 if fills(program, self.device.multiprocessors) else LINGER
@@ -162,7 +175,7 @@ class GraphExecutor(DeviceExecutor):
         if calls:
             self._operations.add("cast_bf16")
             program, none = Program(tuple(calls), {}, frozenset(), 1), Arena(self.backend, ())
-            steps = unfold(program, self.memory, none, self._most_blocks(), self.uses_library)
+            steps = unfold(program, self.memory, none, self._most_blocks(), self.in_library)
             self._copying = self._link(program, steps, none)
 
     def execute(self, program: Program) -> None:

@@ -23,6 +23,7 @@ from ..program import Memory, Program
 from .device import DeviceExecutor, Linked
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
+from .products import by_own_kernel, fuse_epilogues
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -71,9 +72,11 @@ class ResidentExecutor(DeviceExecutor):
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
+        # in float64, which is for checking, narrow products want more registers than the kernel leaves them
+        narrow = (partial(fuse_narrow_products, left=()), fuse_narrow_gradients)
         return (
-            *(read_full_batch_in_place, partial(fuse_narrow_products, left=()), fuse_narrow_gradients),
-            *(fuse_bias_activation, fuse_gradient_bias),
+            *(read_full_batch_in_place, *(narrow if program.dtype == "float32" else ())),
+            *(fuse_epilogues(by_own_kernel), fuse_bias_activation, fuse_gradient_bias),
         )
 
     def _most_blocks(self) -> int:

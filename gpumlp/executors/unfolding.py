@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,11 +39,14 @@ BLOCKS_A_MULTIPROCESSOR = 8
 CHAIN_NUMBERS = 1 << 14
 """Numbers that an operation in the one block of a chain may work on; `bench.gpu_check` measures trainings without."""
 
+OWN_PRODUCTS = frozenset(["matmul", "product_bias", "product_bias_relu"])
+"""Products that a kernel of our own does, with what goes on the way."""
+
 TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 """Operands of which an operation reads a part."""
 
 NEVER_CHAINED = frozenset(
-    ["sum_squares", "clip_by_norm", "shuffle", *(name for name in OPERATIONS if "narrow" in name)]
+    ["matmul", "sum_squares", "clip_by_norm", "shuffle", *(name for name in OPERATIONS if "narrow" in name)]
 )
 """Operations of which one counts the blocks of the other; one whose work is not that of its numbers; those that want
 more registers than a thread of so large a block has."""
@@ -86,7 +89,11 @@ class Step:
 
 
 def unfold(
-    program: Program, memory: Memory, activations: Arena, most_blocks: int, products: bool
+    program: Program,
+    memory: Memory,
+    activations: Arena,
+    most_blocks: int,
+    in_library: Callable[[Call], bool],
 ) -> list[Step]:
     """Return the steps of a lowered program.
 
@@ -95,7 +102,7 @@ def unfold(
         memory: what its operands refer to.
         activations: of this program.
         most_blocks: that the device holds at a time; 1 for the resident kernel, in which one block does all.
-        products: whether products are left to a library.
+        in_library: whether a product is left to the device's library.
 
     Raises:
         ValueError: an operand outside its memory.
@@ -105,7 +112,7 @@ def unfold(
     for i, call in enumerate(calls):
         if call.kernel == "check_loss" and i and "ring" in kernel_spec(calls[i - 1].kernel).updates:
             continue  # finish_loss has done it
-        if products and call.kernel in PRODUCTS:
+        if call.kernel in PRODUCTS and in_library(call):
             steps.append(Step(call.kernel, call=call))
         else:
             places = [locate(memory, o, activations) for o in call.operands]
@@ -120,8 +127,10 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
     name = call.kernel
     spec = kernel_spec(name)
     scalars = kernel_scalars(name, [float(call.scalars[s]) for s in spec.scalars])
-    if name == "matmul":
-        yield Step(name, places, [_form(call)])
+    if name in OWN_PRODUCTS:
+        operands = dict(zip(spec.operands, places, strict=True))
+        of_kernel = [operands["a"], operands["b"], operands["c"], operands.get("bias")]
+        yield Step("matmul", of_kernel, [_form(call), name.endswith("_relu")])
     elif "ring" in spec.updates:
         yield from _loss(name, places, scalars)
     elif name == "clip_by_norm":

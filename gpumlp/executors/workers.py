@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from ..cpus import cpu_counts
-from ..program import Program
+from ..program import Call, Program
 
 WORK_FOR_ANOTHER_WORKER = 2_000_000
 """Multiply-adds of a step below which a barrier costs more than a second worker brings."""
@@ -15,15 +15,15 @@ WORK_FOR_ANOTHER_WORKER = 2_000_000
 
 def multiply_adds(program: Program) -> int:
     """Count the multiply-adds of a program's products."""
-    total = 0
-    for call in program.calls:
-        if call.kernel == "matmul":
-            a, _, c = call.operands
-            assert a is not None
-            assert c is not None
-            inner = a.shape[0] if call.scalars["transpose_a"] else a.shape[1]
-            total += c.shape[0] * c.shape[1] * inner
-    return total
+    return sum(multiply_adds_of(call) for call in program.calls if call.kernel == "matmul")
+
+
+def multiply_adds_of(product: Call) -> int:
+    """Count the multiply-adds of one product, with an epilogue or without."""
+    a, c = product.by_name["a"], product.by_name["c"]
+    assert a is not None
+    assert c is not None
+    return a.shape[0 if product.scalars["transpose_a"] else 1] * c.shape[0] * c.shape[1]
 
 
 def default_workers(program: Program) -> int:

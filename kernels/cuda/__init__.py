@@ -76,7 +76,7 @@ class Operation:
         name: in the catalogue, or one of those that only this backend has.
         code: what ``Row.op`` holds.
         grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (4 x 4 a
-            thread), "groups" of rows, or "one" block does it all.
+            warp), "groups" of rows, or "one" block does it all.
         operand: whose shape that is.
         spills: whether registers may spill into local memory.
         at_once: blocks that a multiprocessor is to hold at a time, in float32; 0 leaves it to the compiler.
@@ -181,7 +181,8 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
         case "columns":
             wanted = -(-columns // lanes(columns))
         case "tiles":
-            wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) // threads)
+            # lanes of a warp share the inner side of a tile
+            wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads)
         case "groups":  # one a block while there are few
             groups = -(-rows // NARROW_ROWS)
             wanted = max(min(groups, most // 4), -(-groups * WARP // threads))

@@ -118,7 +118,8 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
 // p from `first` on; one thread does so for each. Every thread must come.
 template <int P, int ROWS, int C, typename T, typename Body>
 __device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, Body body) {
-  static_assert(P * C * THREADS * sizeof(T) <= SCRATCH_BYTES, "room for the numbers of all threads");
+  static_assert(P * C * THREADS * sizeof(T) <= SCRATCH_BYTES && RESIDENT_THREADS <= THREADS,
+                "room for the numbers of all threads of a block");
   T* shared = shared_scratch<T>();
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
   __syncthreads();  // what lay there may still be read

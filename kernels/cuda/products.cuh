@@ -74,8 +74,8 @@ __device__ __forceinline__ void add_products(T (&sums)[M][N], const T (&x)[M][S]
 }
 
 // Adds to a tile of sums the products of four places of the inner side, then of those a step of 4 << halvings on, and so
-// forth; `turn` of these fours later than at the first, and those left out at the end. The next four are on their way
-// meanwhile.
+// forth; `turn` of these fours later than at the first, and those left out at the end. In float the next four are on their
+// way meanwhile.
 template <bool TURNED, typename A, typename B, typename T, int M, int N>
 __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B& b, int first, int inner,
                                            int halvings, int turn) {
@@ -88,18 +88,21 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
       return to < end ? to : TURNED ? first : from;
     };
     T x[2][M][4], y[2][N][4];
-    a.read(x[0], p);
-    b.read(y[0], p);
-    for (int n = fours; n > 0; n -= 2) {
-      p = next(p);
-      a.read(x[1], p);
-      b.read(y[1], p);
-      add_products(sums, x[0], y[0]);
-      if (n == 1) break;
-      p = next(p);
-      a.read(x[0], p);
-      b.read(y[0], p);
-      add_products(sums, x[1], y[1]);
+    const auto read = [&](int k) { a.read(x[k], p), b.read(y[k], p), p = next(p); };
+    if constexpr (sizeof(T) == 4) {
+      read(0);
+      for (int n = fours; n > 0; n -= 2) {
+        read(1);
+        add_products(sums, x[0], y[0]);
+        if (n == 1) break;
+        read(0);
+        add_products(sums, x[1], y[1]);
+      }
+    } else {  // for doubles there would be too few registers
+      for (int n = 0; n < fours; n++) {
+        read(0);
+        add_products(sums, x[0], y[0]);
+      }
     }
   }
 #pragma unroll 1
@@ -114,11 +117,20 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
   }
 }
 
+// The result of a product, and what is done to it on the way: a bias, where it is not null, and relu.
+template <typename T>
+struct Result {
+  Matrix<T> c;
+  const T* bias;
+  bool relu;
+};
+
 // c in tiles of M x N, each by one thread; where there are more threads than tiles, 2 to 32 lanes of a warp share the
 // inner side of one. NEAR: both factors lie in shared memory.
 template <int M, int N, int A_KIND, int B_KIND, bool NEAR, typename T>
-__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c, int depth,
+__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Result<T>& result, int depth,
                                          Block block) {
+  const Matrix<T>& c = result.c;
   const int rows = (int)c.rows, columns = (int)c.columns;
   const int tiles_down = (rows + M - 1) / M, tiles_across = (columns + N - 1) / N;
   const int tiles = tiles_down * tiles_across, total = block.count * blockDim.x;
@@ -147,9 +159,20 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
 #pragma unroll
         for (int n = 0; n < N; n++) sums[m][n] += __shfl_xor_sync(0xffffffffu, sums[m][n], apart);
     if (!here || part != 0) continue;
+    T bias[N] = {};
+    if (result.bias) {
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        if (j + n < columns) bias[n] = result.bias[j + n];
+    }
 #pragma unroll
     for (int m = 0; m < M; m++) {
       if (i + m >= rows) continue;
+#pragma unroll
+      for (int n = 0; n < N; n++) {
+        sums[m][n] += bias[n];
+        if (result.relu && sums[m][n] < T(0)) sums[m][n] = T(0);
+      }
       if constexpr (N == 4) {
         if (wide && j + N <= columns) {
           store<4>(c.at(i + m, j), sums[m]);
@@ -165,7 +188,7 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
 
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>
-__device__ __forceinline__ void multiply_wide(int form, const Factor<T>& a, const Factor<T>& b, const Matrix<T>& c,
+__device__ __forceinline__ void multiply_wide(int form, const Factor<T>& a, const Factor<T>& b, const Result<T>& c,
                                               int inner, Block block) {
   if (form == FIRST_TURNED) {
     multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE, NEAR>(a, b, c, inner, block);
@@ -176,11 +199,13 @@ __device__ __forceinline__ void multiply_wide(int form, const Factor<T>& a, cons
   }
 }
 
-// c = a b, a^T b or a b^T: operands a, b, c; scalar form.
+// c = a b, a^T b or a b^T, with the bias added and relu applied where they are wanted: operands a, b, c, bias?; scalars
+// form, relu.
 template <typename T>
 __device__ void matmul(const Row& row, Block block) {
   const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), c = matrix<T>(row, 2);
   const int form = (int)row.scalars[0];
+  const Result<T> result = {c, vector<T>(row, 3), row.scalars[1] != 0};
   const int inner = (int)(form == FIRST_TURNED ? a.rows : a.columns);
   const Factor<T> x = {a.data, form == FIRST_TURNED ? 1 : a.stride, form == FIRST_TURNED ? a.stride : 1};
   const Factor<T> y = {b.data, form == SECOND_TURNED ? b.stride : 1, form == SECOND_TURNED ? 1 : b.stride};
@@ -188,20 +213,20 @@ __device__ void matmul(const Row& row, Block block) {
   // four neighbours along a side are read at once or not at all
   const bool whole = c.columns % TILE == 0 && (form != FIRST_TURNED || c.rows % TILE == 0);
   if (c.rows == 1) {
-    multiply<1, TILE, APART, APART, false>(x, y, c, inner, block);
+    multiply<1, TILE, APART, APART, false>(x, y, result, inner, block);
   } else if (c.columns == 1 && form != FIRST_TURNED) {
     if (y.inner == 1 && steps_aligned(a.data, a.stride) && steps_aligned(b.data, Index(4)))
-      multiply<1, 1, ALONG_INNER, ALONG_INNER, false>(x, y, c, inner, block);
+      multiply<1, 1, ALONG_INNER, ALONG_INNER, false>(x, y, result, inner, block);
     else
-      multiply<1, 1, APART, APART, false>(x, y, c, inner, block);
+      multiply<1, 1, APART, APART, false>(x, y, result, inner, block);
   } else if (c.columns == 1) {
-    multiply<TILE, 1, APART, APART, false>(x, y, c, inner, block);
+    multiply<TILE, 1, APART, APART, false>(x, y, result, inner, block);
   } else if (!wide || (form != SECOND_TURNED && !whole)) {
-    multiply<TILE, TILE, APART, APART, false>(x, y, c, inner, block);
+    multiply<TILE, TILE, APART, APART, false>(x, y, result, inner, block);
   } else if (is_shared(a.data) && is_shared(b.data)) {
-    multiply_wide<true>(form, x, y, c, inner, block);
+    multiply_wide<true>(form, x, y, result, inner, block);
   } else {
-    multiply_wide<false>(form, x, y, c, inner, block);
+    multiply_wide<false>(form, x, y, result, inner, block);
   }
 }
 

@@ -115,6 +115,30 @@ def test_a_training_gives_what_eager_gives(case, kind, stand_in, used, assert_cl
     assert_same_training(found, expected, assert_close)
 
 
+@pytest.mark.parametrize(
+    ("precision", "most", "to_library"), [("float32", None, 0), ("float32", 0, 6), ("tf32", None, 6)]
+)
+def test_a_graph_leaves_products_to_the_library_unless_they_are_small_and_in_float32(
+    precision, most, to_library, stand_in, monkeypatch
+):
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    if most is not None:
+        monkeypatch.setattr(graph, "OWN_PRODUCT", most)
+    left = set()
+    device_of = stand_in().device
+    product = device_of.product
+
+    def noted(asked):
+        left.add(tuple(getattr(o, "shape", None) for o in asked.operands))
+        return product(asked)
+
+    monkeypatch.setattr(device_of, "product", noted)
+    layers = (gm.Linear(5, 20), gm.ReLU(), gm.Linear(20, 24), gm.ReLU(), gm.Linear(24, 2))
+    train("stand-in", lambda: layers, "mse", VALUES, epochs=1, batch_size=35, precision=precision)
+    # three forward, the gradients of two weights and of one input; those of the last layer are narrow
+    assert len(left) == to_library, left
+
+
 @pytest.mark.parametrize("most", [1 << 30, 100])
 def test_operands_that_32_bits_cannot_count_are_named_when_kernels_are_compiled(
     most, kind, stand_in, monkeypatch

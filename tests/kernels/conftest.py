@@ -97,7 +97,7 @@ def _run_on_host(
     call = Call(kernel, tuple(_operand(name, array) for name, array in arrays.items()), scalars)
     memory = Memory({}, {name: _base(array) for name, array in arrays.items() if array is not None})
     nothing = Arena(gm.get_backend("cpu"), ())
-    steps = unfold(Program((call,), {}, frozenset(), 1, dtype), memory, nothing, 1, products=False)
+    steps = unfold(Program((call,), {}, frozenset(), 1, dtype), memory, nothing, 1, lambda _: False)
     for step in steps:
         step.blocks = 1 if OPERATIONS[step.operation].grid == "one" else blocks
         if step.operation == "sum_squares":

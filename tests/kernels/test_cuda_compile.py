@@ -22,6 +22,8 @@ from gpumlp.kernels.layout import ROW_WIDTH
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
 CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
+# The last layer of most, in float32.
+LAST = ("bias_relu_narrow", "narrow_relu_grad_sums", "column_sums")
 # What may read or write bfloat16, and updates; of the many forms with a narrow product those that want most registers.
 NARROW = {"bias_gelu_narrow", "bias_mish_narrow", "narrow_mish_grad", "narrow_relu_grad_sums"}
 HALVES = sorted(
@@ -53,7 +55,7 @@ SHORT = (
 UNITS = [
     *(("sm_90", "float32", NAMES[start::3], "") for start in range(3)),
     *(("sm_75", "float64", NAMES[start::3], "") for start in range(3)),
-    *((arch, "float32", CORE, "resident") for arch in ("sm_80", "sm_90", "sm_100")),
+    *((arch, "float32", (*CORE, *LAST), "resident") for arch in ("sm_80", "sm_90", "sm_100")),
     ("sm_86", "float64", CORE, "resident"),
     *((arch, "bf16", HALVES[start::2], "") for start, arch in enumerate(("sm_80", "sm_90"))),
     *((arch, dtype, SHORT, "chain") for arch, dtype in (("sm_75", "float32"), ("sm_90", "bf16"))),

@@ -4,6 +4,8 @@ The kernels' text is built as C++ and run on the CPU. Whatever the order of its 
 give the same bits. Operands come in sizes that a warp, a block and several blocks divide in different ways.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -256,6 +258,7 @@ def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
         np.testing.assert_array_equal(found, wanted)
 
 
+PLAIN = {"transpose_a": False, "transpose_b": False}
 SIDES = [
     *((1, 9, 7), (9, 1, 7), (9, 7, 1), (1, 1, 7), (1, 7, 1), (7, 1, 1), (1, 1, 1), (300, 1, 9), (9, 1, 300)),
     *((1, 1, 700), (32, 64, 128), (64, 128, 32), (16, 32, 5), (33, 50, 50), (10, 10, 513), (4, 256, 64)),
@@ -274,6 +277,29 @@ def test_products_of_every_shape_that_a_resident_network_has(run_cuda, form, siz
     for grid, gap in (((1, 256), 0), ((2, 64), 0), ((1, 32), 1), ((1, 64), 4)):
         found = launch(run_cuda, "small", "matmul", values, dtype, changed, grid, "random:3", gap)["c"]
         assert np.linalg.norm(found - wanted) <= TOLERANCE[dtype] * scale, grid
+
+
+@pytest.mark.parametrize("name", ["product_bias", "product_bias_relu"])
+@pytest.mark.parametrize("sizes", SIDES, ids=str)
+def test_a_bias_and_relu_go_along_with_a_product(run_cuda, name, sizes, dtype):
+    (m, n, k), rng = sizes, np.random.default_rng(4)
+    a, b, bias = (rng.normal(size=s).astype(dtype) for s in ((m, k), (k, n), (n,)))
+    wanted = a.astype(np.float64) @ b.astype(np.float64) + bias
+    scale = np.linalg.norm(wanted) + np.sqrt(k)  # before relu, which may leave nothing
+    a[0, 0] = np.nan  # relu keeps it
+    wanted[0] = np.nan
+    values: dict[str, Any] = {"a": a, "b": b, "bias": bias, "c": np.zeros((m, n), dtype)}
+    if name == "product_bias_relu":
+        wanted[wanted < 0] = 0
+        values["mask"] = None
+    for grid, shift in (((1, 256), 0), ((3, 64), 1)):
+
+        def run(held, grid=grid):
+            run_cuda(name, held, PLAIN, dtype, *grid, "random:3")
+
+        found = between_guards(run, name, values, 0, shift)["c"]
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+        assert np.linalg.norm(np.nan_to_num(found - wanted)) <= TOLERANCE[dtype] * scale, grid
 
 
 @pytest.mark.parametrize("name", SHARING)
