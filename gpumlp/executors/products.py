@@ -14,7 +14,6 @@ from ..arena import Segment
 from ..kernels import ACTIVATIONS, IN_EPILOGUES, mask_bytes
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite, find_column_sums, substitute
-from .unfolding import OWN_PRODUCTS
 
 Supports = Callable[[str, Call, bool], bool]
 """Whether a ``matmul`` call, whose result tells the type, may become the product of a name, with its last operand or
@@ -23,7 +22,7 @@ without."""
 
 def by_own_kernel(kernel: str, call: Call, last: bool) -> bool:
     """Whether our kernel for small products has one: see `Supports`."""
-    return kernel in OWN_PRODUCTS and not last
+    return kernel == "product_bias" or (kernel == "product_bias_relu" and not last)
 
 
 def fuse_epilogues(supports: Supports) -> Rewrite:

@@ -32,12 +32,14 @@ from ..kernels.layout import (
 )
 from ..program import Call, Memory, Operand, Program
 from .linking import Place, kernel_scalars, locate
+from .workers import multiply_adds_of
 
 BLOCKS_A_MULTIPROCESSOR = 8
 """Of THREADS each: as many as a multiprocessor holds at a time."""
 
 CHAIN_NUMBERS = 1 << 14
-"""Numbers that an operation in the one block of a chain may work on; `bench.gpu_check` measures trainings without."""
+"""Numbers that an operation in the one block of a chain may work on, or multiply-adds of a product; `bench.gpu_check`
+measures trainings without."""
 
 OWN_PRODUCTS = frozenset(["matmul", "product_bias", "product_bias_relu"])
 """Products that a kernel of our own does, with what goes on the way."""
@@ -81,7 +83,7 @@ class Step:
         """Whether one block is enough: where there is only one in any case, or few numbers are at work."""
         if self.call is not None or self.operation in NEVER_CHAINED:
             return False
-        if OPERATIONS[self.operation].grid == "one":
+        if OPERATIONS[self.operation].grid == "one" or self.operation == "small_matmul":
             return True
         names = kernel_spec(self.operation).operands
         sizes = [p.rows * p.columns for n, p in zip(names, self.places, strict=True) if p and n not in TABLES]
@@ -130,7 +132,9 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
     if name in OWN_PRODUCTS:
         operands = dict(zip(spec.operands, places, strict=True))
         of_kernel = [operands["a"], operands["b"], operands["c"], operands.get("bias")]
-        yield Step("matmul", of_kernel, [_form(call), name.endswith("_relu")])
+        small = most_blocks > 1 and multiply_adds_of(call) <= CHAIN_NUMBERS
+        kernel = "small_matmul" if small else "matmul"
+        yield Step(kernel, of_kernel, [_form(call), name.endswith("_relu")])
     elif "ring" in spec.updates:
         yield from _loss(name, places, scalars)
     elif name == "clip_by_norm":

@@ -100,6 +100,7 @@ _GRIDS: dict[str, tuple[Grid, int]] = {
     "dropout_grad": ("elements", 1),
     "gaussian_noise": ("elements", 1),
     "matmul": ("tiles", 2),
+    "small_matmul": ("tiles", 2),
     "add_bias": ("elements", 1),
     "column_sums": ("columns", 0),
     "copy": ("elements", 0),

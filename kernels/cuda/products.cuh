@@ -8,6 +8,7 @@ struct Factor {
   Index side, inner;
 
   __device__ __forceinline__ const T* at(Index i, Index p) const { return data + i * side + p * inner; }
+  __device__ __forceinline__ Index stride() const { return inner == 1 ? side : inner; }
 };
 
 // How four neighbours are loaded at once: along the inner side, along the other one, or not at all.
@@ -117,21 +118,32 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
   }
 }
 
-// The result of a product, and what is done to it on the way: a bias, where it is not null, and relu.
+// A row's product, c = a b, a^T b or a b^T, with the bias added and relu applied where they are wanted: operands a, b, c,
+// bias?; scalars form, relu.
 template <typename T>
-struct Result {
+struct Product {
+  int form, inner;
+  Factor<T> a, b;
   Matrix<T> c;
   const T* bias;
   bool relu;
+
+  __device__ __forceinline__ explicit Product(const Row& row)
+      : form((int)row.scalars[0]), c(matrix<T>(row, 2)), bias(vector<T>(row, 3)), relu(row.scalars[1] != 0) {
+    const Matrix<T> x = matrix<T>(row, 0), y = matrix<T>(row, 1);
+    const bool first = form == FIRST_TURNED, second = form == SECOND_TURNED;
+    inner = (int)(first ? x.rows : x.columns);
+    a = {x.data, first ? 1 : x.stride, first ? x.stride : 1};
+    b = {y.data, second ? y.stride : 1, second ? 1 : y.stride};
+  }
 };
 
 // c in tiles of M x N, each by one thread; where there are more threads than tiles, 2 to 32 lanes of a warp share the
 // inner side of one. NEAR: both factors lie in shared memory.
 template <int M, int N, int A_KIND, int B_KIND, bool NEAR, typename T>
-__device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b, const Result<T>& result, int depth,
-                                         Block block) {
-  const Matrix<T>& c = result.c;
-  const int rows = (int)c.rows, columns = (int)c.columns;
+__device__ __forceinline__ void multiply(const Product<T>& product, Block block) {
+  const Matrix<T>& c = product.c;
+  const int rows = (int)c.rows, columns = (int)c.columns, depth = product.inner;
   const int tiles_down = (rows + M - 1) / M, tiles_across = (columns + N - 1) / N;
   const int tiles = tiles_down * tiles_across, total = block.count * blockDim.x;
   int halvings = 0;  // of the inner side; a power of two, since a quotient costs as much as some products
@@ -151,8 +163,8 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
     // rows of b lie a multiple of all banks apart: neighbours begin at different places of theirs
     constexpr bool TURNED = B_KIND == ALONG_INNER && N > 1;
     T sums[M][N] = {};
-    accumulate<TURNED>(sums, Reader<A_KIND, NEAR, T, M>(a, i, rows), Reader<B_KIND, NEAR, T, N>(b, j, columns),
-                       4 * part, depth, halvings, across % 8);
+    accumulate<TURNED>(sums, Reader<A_KIND, NEAR, T, M>(product.a, i, rows),
+                       Reader<B_KIND, NEAR, T, N>(product.b, j, columns), 4 * part, depth, halvings, across % 8);
     for (int apart = 1 << halvings >> 1; apart > 0; apart >>= 1)
 #pragma unroll
       for (int m = 0; m < M; m++)
@@ -160,10 +172,10 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
         for (int n = 0; n < N; n++) sums[m][n] += __shfl_xor_sync(0xffffffffu, sums[m][n], apart);
     if (!here || part != 0) continue;
     T bias[N] = {};
-    if (result.bias) {
+    if (product.bias) {
 #pragma unroll
       for (int n = 0; n < N; n++)
-        if (j + n < columns) bias[n] = result.bias[j + n];
+        if (j + n < columns) bias[n] = product.bias[j + n];
     }
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -171,7 +183,7 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
 #pragma unroll
       for (int n = 0; n < N; n++) {
         sums[m][n] += bias[n];
-        if (result.relu && sums[m][n] < T(0)) sums[m][n] = T(0);
+        if (product.relu && sums[m][n] < T(0)) sums[m][n] = T(0);
       }
       if constexpr (N == 4) {
         if (wide && j + N <= columns) {
@@ -188,46 +200,44 @@ __device__ __forceinline__ void multiply(const Factor<T>& a, const Factor<T>& b,
 
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>
-__device__ __forceinline__ void multiply_wide(int form, const Factor<T>& a, const Factor<T>& b, const Result<T>& c,
-                                              int inner, Block block) {
-  if (form == FIRST_TURNED) {
-    multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE, NEAR>(a, b, c, inner, block);
-  } else if (form == SECOND_TURNED) {
-    multiply<TILE, TILE, ALONG_INNER, ALONG_INNER, NEAR>(a, b, c, inner, block);
+__device__ __forceinline__ void multiply_wide(const Product<T>& product, Block block) {
+  if (product.form == FIRST_TURNED) {
+    multiply<TILE, TILE, ALONG_SIDE, ALONG_SIDE, NEAR>(product, block);
+  } else if (product.form == SECOND_TURNED) {
+    multiply<TILE, TILE, ALONG_INNER, ALONG_INNER, NEAR>(product, block);
   } else {
-    multiply<TILE, TILE, ALONG_INNER, ALONG_SIDE, NEAR>(a, b, c, inner, block);
+    multiply<TILE, TILE, ALONG_INNER, ALONG_SIDE, NEAR>(product, block);
   }
 }
 
-// c = a b, a^T b or a b^T, with the bias added and relu applied where they are wanted: operands a, b, c, bias?; scalars
-// form, relu.
 template <typename T>
 __device__ void matmul(const Row& row, Block block) {
-  const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), c = matrix<T>(row, 2);
-  const int form = (int)row.scalars[0];
-  const Result<T> result = {c, vector<T>(row, 3), row.scalars[1] != 0};
-  const int inner = (int)(form == FIRST_TURNED ? a.rows : a.columns);
-  const Factor<T> x = {a.data, form == FIRST_TURNED ? 1 : a.stride, form == FIRST_TURNED ? a.stride : 1};
-  const Factor<T> y = {b.data, form == SECOND_TURNED ? b.stride : 1, form == SECOND_TURNED ? 1 : b.stride};
-  const bool wide = steps_aligned(a.data, a.stride) && steps_aligned(b.data, b.stride);
+  const Product<T> p(row);
+  const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
   // four neighbours along a side are read at once or not at all
-  const bool whole = c.columns % TILE == 0 && (form != FIRST_TURNED || c.rows % TILE == 0);
-  if (c.rows == 1) {
-    multiply<1, TILE, APART, APART, false>(x, y, result, inner, block);
-  } else if (c.columns == 1 && form != FIRST_TURNED) {
-    if (y.inner == 1 && steps_aligned(a.data, a.stride) && steps_aligned(b.data, Index(4)))
-      multiply<1, 1, ALONG_INNER, ALONG_INNER, false>(x, y, result, inner, block);
+  const bool whole = p.c.columns % TILE == 0 && (p.form != FIRST_TURNED || p.c.rows % TILE == 0);
+  if (p.c.rows == 1) {
+    multiply<1, TILE, APART, APART, false>(p, block);
+  } else if (p.c.columns == 1 && p.form != FIRST_TURNED) {
+    if (p.b.inner == 1 && steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, Index(4)))
+      multiply<1, 1, ALONG_INNER, ALONG_INNER, false>(p, block);
     else
-      multiply<1, 1, APART, APART, false>(x, y, result, inner, block);
-  } else if (c.columns == 1) {
-    multiply<TILE, 1, APART, APART, false>(x, y, result, inner, block);
-  } else if (!wide || (form != SECOND_TURNED && !whole)) {
-    multiply<TILE, TILE, APART, APART, false>(x, y, result, inner, block);
-  } else if (is_shared(a.data) && is_shared(b.data)) {
-    multiply_wide<true>(form, x, y, result, inner, block);
+      multiply<1, 1, APART, APART, false>(p, block);
+  } else if (p.c.columns == 1) {
+    multiply<TILE, 1, APART, APART, false>(p, block);
+  } else if (!wide || (p.form != SECOND_TURNED && !whole)) {
+    multiply<TILE, TILE, APART, APART, false>(p, block);
+  } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
+    multiply_wide<true>(p, block);
   } else {
-    multiply_wide<false>(form, x, y, result, inner, block);
+    multiply_wide<false>(p, block);
   }
+}
+
+// The same of a product that is little work, with the registers that a chain has.
+template <typename T>
+__device__ void small_matmul(const Row& row, Block block) {
+  multiply<1, 1, APART, APART, false>(Product<T>(row), block);
 }
 
 // x += bias, on every row: operands bias, x.

@@ -55,6 +55,18 @@ def test_a_gather_is_as_large_as_what_it_writes():
     assert [step.is_small for step in gathers] == [True, False]
 
 
+@pytest.mark.parametrize(("hidden", "operation"), [(16, "small_matmul"), (700, "matmul")])
+def test_a_product_of_little_work_goes_into_a_chain(hidden, operation, stand_in):
+    backend, network = stand_in(), gm.mlp((5, hidden, 20), activation="tanh", device="stand-in")
+    program, executor = step_program(network), GraphExecutor(backend, memory_of(network))
+    executor.prepare(program)
+    linked = executor.linked(program)
+    alone = [linked.steps[first].operation for first, last in linked.groups if last - first == 1]
+    found = {step.operation for step in linked.steps if "matmul" in step.operation}
+    assert found == {operation}
+    assert ("matmul" in alone) == (operation == "matmul")
+
+
 def test_the_order_of_an_epoch_is_drawn_by_all_of_the_gpu():
     assert chains([small("shuffle", 1, 280), small()]) == [(0, 1), (1, 2)]
 

@@ -40,6 +40,7 @@ SHORT = (
         "gelu_grad_bias",
         "softmax_cross_entropy",
         "mse",
+        "small_matmul",
     ),
     *(
         "finish_loss",
