@@ -136,7 +136,7 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
         kernel = "small_matmul" if small else "matmul"
         yield Step(kernel, of_kernel, [_form(call), name.endswith("_relu")])
     elif "ring" in spec.updates:
-        yield from _loss(name, places, scalars)
+        yield from _loss(name, places, scalars, most_blocks)
     elif name == "clip_by_norm":
         partials = Step("sum_squares", places)
         partials.scratch = 8 * _blocks(partials, most_blocks)
@@ -211,11 +211,11 @@ def _form(call: Call) -> int:
     return FIRST_TURNED if ta else SECOND_TURNED if tb else PLAIN
 
 
-def _loss(name: str, places: list[Place | None], scalars: list[float]) -> Iterator[Step]:
+def _loss(name: str, places: list[Place | None], scalars: list[float], most_blocks: int) -> Iterator[Step]:
     """The sum of the weights, the losses of the rows, and their sum: blocks cannot wait for each other."""
     control, output, _, weight, ring, _ = places
     assert output is not None
-    loss = Step(name, places, scalars, 8 * (1 + output.rows))
+    loss = Step(name, places, scalars, 8 * (2 + most_blocks))
     if weight is not None:
         yield Step("sum_weights", [weight], (), 0, loss)
     yield loss

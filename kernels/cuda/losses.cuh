@@ -1,6 +1,7 @@
 // Losses: the value of a batch and its gradient in one pass. Blocks cannot wait for each other, so that a loss is up to
 // three operations on one scratch of doubles: [0] the sum of the weights, by `sum_weights` where rows have weights;
-// [1 + i] what row i adds to the value, by the loss itself; `finish_loss` adds those up.
+// [1] the number of blocks and [2 + b] what the rows of block b add to the value, by the loss itself; `finish_loss` adds
+// those up.
 //
 // Operands of a loss: control, output, target, weight?, ring, grad?; scalars mean, then its own. With `mean` the value
 // is sum(w l) / sum(w), without it sum(w l).
@@ -19,11 +20,16 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   double* scratch = reinterpret_cast<double*>(row.scratch);
   const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
   const T even = T(1) / T(divisor);  // a quotient of doubles is long
+  double part = 0;
   for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
     const double w = weight ? (double)weight[i] : 1.0;
     const double loss = row_sum(body(i, lane, lanes, here, weight ? T(w / divisor) : even), lanes);
-    if (lane == 0 && here) scratch[1 + i] = w * loss;
+    if (lane == 0 && here) part += w * loss;
   });
+  part = block_total(part);
+  if (threadIdx.x != 0) return;
+  scratch[2 + block.index] = part;
+  if (block.index == 0) scratch[1] = block.count;
 }
 
 // scratch[0] = the sum of the weights: operand weight.
@@ -54,10 +60,13 @@ __device__ void finish_loss(const Row& row, Block block) {
   if (block.index != 0) return;
   const double* scratch = reinterpret_cast<const double*>(row.scratch);
   const Index rows = (Index)row.scalars[1];
-  double sum = 0;
-  along_row<2>(threadIdx.x, blockDim.x, rows, [&](Index i) { return scratch[1 + i]; },
-               [&](Index, double v) { sum += v; });
-  sum = block_total(sum);
+  const int blocks = (int)scratch[1];
+  double sum = scratch[2];
+  if (blocks > 1) {
+    sum = 0;
+    for (int b = threadIdx.x; b < blocks; b += blockDim.x) sum += scratch[2 + b];
+    sum = block_total(sum);
+  }
   if (threadIdx.x != 0) return;
   long long* control = vector<long long>(row, 0);
   double* slot = vector<double>(row, 2) + 2 * control[SLOT];
@@ -163,43 +172,51 @@ __device__ __forceinline__ T entropy_term(T t) {
   return t == T(0) ? T(0) : t * log_of(t);
 }
 
+// The target of row i; `only` is the class that has all of it, or -1.
 template <typename T>
-struct LabelTarget {  // 1 for the class of the label; a label that is no class has none
-  const long long* labels;
-  __device__ explicit LabelTarget(const Row& row) : labels(vector<long long>(row, 2)) {}
-  __device__ T at(Index i, Index j) const { return labels[i] == j ? T(1) : T(0); }
+struct LabelTarget {  // a label that is no class has none
+  long long only;
+  __device__ LabelTarget(const Row& row, Index i) : only(vector<long long>(row, 2)[i]) {}
+  __device__ T at(Index j) const { return only == j ? T(1) : T(0); }
 };
 
 template <typename T>
 struct SoftTarget {
-  Matrix<T> targets;
-  __device__ explicit SoftTarget(const Row& row) : targets(matrix<T>(row, 2)) {}
-  __device__ T at(Index i, Index j) const { return *targets.at(i, j); }
+  const T* shares;
+  static constexpr long long only = -1;
+  __device__ SoftTarget(const Row& row, Index i) : shares(matrix<T>(row, 2).at(i, 0)) {}
+  __device__ T at(Index j) const { return shares[j]; }
 };
 
 // Cross-entropy and divergence on logits; scalars mean, smoothing, log(clip) or -infinity, whether t log t is added.
 template <typename T, typename Target>
-__device__ void softmax_loss(const Row& row, Block block, Target target) {
+__device__ void softmax_loss(const Row& row, Block block) {
   const Matrix<T> output = matrix<T>(row, 1), grad = matrix<T>(row, 5);
   const T smoothing = T(row.scalars[1]), floor = T(row.scalars[2]), spread = smoothing / T(output.columns);
   const bool with_entropy = row.scalars[3] != 0;
-  const auto smooth = [&](Index i, Index j) { return (T(1) - smoothing) * target.at(i, j) + spread; };
   for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
+    const Target target(row, i);
+    const auto share = [&](Index j) { return (T(1) - smoothing) * target.at(j) + spread; };
     const T* x = output.at(i, 0);
     T largest;
     const T sum = sum_of_exponentials(x, columns, lane, lanes, largest), log_sum = log_of(sum);
+    const auto log_p = [&](Index j) { return larger((x[j] - largest) - log_sum, floor); };
     double loss = 0;
     T mass = T(0);  // targets may sum to something other than 1: the derivative then scales softmax by that sum
-    for (Index j = lane; j < columns; j += lanes) {
-      const T t = smooth(i, j);
-      mass += t;
-      loss -= (double)product_with_log(t, larger((x[j] - largest) - log_sum, floor));
-      if (with_entropy) loss += (double)entropy_term(t);
+    if (target.only >= 0 && smoothing == T(0)) {  // the other classes have no part in it
+      if (target.only < columns && lane == 0) mass = T(1), loss = -(double)log_p((Index)target.only);
+    } else {
+      for (Index j = lane; j < columns; j += lanes) {
+        const T t = share(j);
+        mass += t;
+        loss -= (double)product_with_log(t, log_p(j));
+        if (with_entropy) loss += (double)entropy_term(t);
+      }
     }
     mass = row_sum(mass, lanes);
     if (grad)
       along_row<2>(lane, lanes, columns, [&](Index j) { return x[j]; }, [&](Index j, T v) {
-        *grad.at(i, j) = (exp_of((v - largest) - log_sum) * mass - smooth(i, j)) * scale;
+        *grad.at(i, j) = (exp_of((v - largest) - log_sum) * mass - share(j)) * scale;
       });
     return loss;
   });
@@ -207,15 +224,15 @@ __device__ void softmax_loss(const Row& row, Block block, Target target) {
 
 template <typename T>
 __device__ void softmax_cross_entropy_labels(const Row& row, Block block) {
-  softmax_loss<T>(row, block, LabelTarget<T>(row));
+  softmax_loss<T, LabelTarget<T>>(row, block);
 }
 template <typename T>
 __device__ void softmax_cross_entropy(const Row& row, Block block) {
-  softmax_loss<T>(row, block, SoftTarget<T>(row));
+  softmax_loss<T, SoftTarget<T>>(row, block);
 }
 template <typename T>
 __device__ void kl_divergence_logits(const Row& row, Block block) {
-  softmax_loss<T>(row, block, SoftTarget<T>(row));
+  softmax_loss<T, SoftTarget<T>>(row, block);
 }
 
 // On probabilities, clipped from below; scalars mean, clip.

@@ -174,9 +174,7 @@ __device__ __forceinline__ double block_total(double v) {
   __syncthreads();  // what lay there may still be read
   if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = v;
   __syncthreads();
-  double total = 0;
-  for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) total += shared[warp];
-  return total;
+  return row_sum(threadIdx.x % WARP < blockDim.x / WARP ? shared[threadIdx.x % WARP] : 0.0, WARP);
 }
 
 // Adds term(load(i)) over i = first, first + step, ... below last. Four loads are under way at once; sums of up to 64

@@ -16,6 +16,7 @@ from gpumlp.arena import Arena
 from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors.linking import encode, instruct, work_bytes
 from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
+from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cpu import address
 from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host, source
 from gpumlp.kernels.layout import WORK, WORKER, WORKERS
@@ -102,6 +103,8 @@ def _run_on_host(
         step.blocks = 1 if OPERATIONS[step.operation].grid == "one" else blocks
         if step.operation == "sum_squares":
             step.scratch = 8 * blocks
+        elif "ring" in kernel_spec(kernel).updates and step.scratch:
+            step.scratch = 8 * (2 + blocks)
         elif step.operation == "clip_by_norm":
             step.scalars = [step.scalars[0], blocks]
     scratch = np.full(scratch_bytes(steps) // 8 + 8, np.nan)  # what is read there before it is written shows
