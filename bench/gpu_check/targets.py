@@ -106,11 +106,13 @@ GRADIENTS_IN_EPILOGUES = Change(
     "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", (graph,), frozenset()
 )
 BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", (graph,), 0)
+FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", (graph,), 2_000_000)
 SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", (graph,), 8)
 OTHERWISE = (
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
     ("small", "float32", BY_LIBRARY),
     ("ee6132", "float32", BY_LIBRARY),
+    ("ee6132", "float32", FEWER_OWN),
     ("ee6132", "float32", GRADIENTS_IN_EPILOGUES),
     ("small", "float32", GRADIENTS_IN_EPILOGUES),
     ("ee6132", "float32", WITHOUT_NARROW),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -44,9 +45,9 @@ SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad"})
 13.1, a gradient through relu took 280 us in bf16 where other products of these sides (4096) take 190, 9.2 us and not
 2.6 in float32 at batch 32. `bench.gpu_check` measures trainings with them."""
 
-OWN_PRODUCT = 2_000_000
-"""Multiply-adds of a product in float32 up to which a kernel of our own does it: the library takes 5 us on an H200 for
-one of 64 rows, whatever its other sides. `bench.gpu_check` measures trainings without."""
+OWN_PRODUCT, OWN_RESULT = 10_000_000, 1 << 15
+"""Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
+library takes 5 to 8 us on an H200 for one of 64 rows. `bench.gpu_check` measures trainings without, and with fewer."""
 
 LINGER = 3
 """Calls for which memory is not used again, so that those of a layer's backward pass may run side by side."""
@@ -147,9 +148,10 @@ class GraphExecutor(DeviceExecutor):
 
     def in_library(self, product: Call) -> bool:
         c = product.by_name["c"]
+        assert c is not None
         ours = product.kernel in OWN_PRODUCTS and product.by_name.get("mask") is None
-        as_asked = self.precision == "float32" and c is not None and c.dtype == "float32"
-        return not (ours and as_asked and multiply_adds_of(product) <= OWN_PRODUCT)
+        small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
+        return not (ours and small and self.precision == c.dtype == "float32")
 
     def linger(self, program: Program) -> int:
         return 0 if fills(program, self.device.multiprocessors) else LINGER
