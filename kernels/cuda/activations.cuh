@@ -5,7 +5,7 @@
 template <typename T>
 __device__ __forceinline__ T logistic(T x) {
   const T e = exp_of(-size_of(x));  // of a number that is not positive: no overflow
-  return x >= T(0) ? T(1) / (T(1) + e) : e / (T(1) + e);
+  return quotient(x >= T(0) ? T(1) : e, T(1) + e);
 }
 
 template <typename T>
@@ -155,9 +155,9 @@ __device__ void activate_grad_bias(const Row& row, Block block, F f) {
   const Matrix<T> saved = matrix<T>(row, 0), dy = matrix<T>(row, 1), dx = matrix<T>(row, 2);
   sum_columns(
       saved.rows, saved.columns, matrix<T>(row, 3), block,
-      [&](Index i, Index j) { return Pair<T>{element(saved, i, j), element(dy, i, j)}; },
+      [&](Index i, Index j) { return Pair<T>{word(saved, i, j), word(dy, i, j)}; },
       [&](const Pair<T>& v, Index i, Index j) {
-        const T gradient = v.second * f.slope(v.first);
+        const T gradient = number(v.second, dy) * f.slope(number(v.first, saved));
         set_element(dx, i, j, gradient);
         return gradient;
       });

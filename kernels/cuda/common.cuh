@@ -84,6 +84,10 @@ __device__ __forceinline__ double root(double x) { return sqrt(x); }
 __device__ __forceinline__ float size_of(float x) { return fabsf(x); }
 __device__ __forceinline__ double size_of(double x) { return fabs(x); }
 
+// a / b for b within 2^126 of 1, to two units in the last place and without the branch of an exact quotient.
+__device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
+__device__ __forceinline__ double quotient(double a, double b) { return a / b; }
+
 // NaN wins: fmax and fmin lose it.
 template <typename T>
 __device__ __forceinline__ T larger(T a, T b) {

@@ -329,6 +329,7 @@ static inline unsigned __float_as_uint(float v) { return gpumlp_bits<unsigned>(v
 static inline float __uint_as_float(unsigned v) { return gpumlp_bits<float>(v); }
 static inline long long __double_as_longlong(double v) { return gpumlp_bits<long long>(v); }
 static inline double __longlong_as_double(long long v) { return gpumlp_bits<double>(v); }
+static inline float __fdividef(float a, float b) { return a / b; }
 static inline double cospi(double x) { return std::cos(3.14159265358979323846 * x); }
 static inline double sinpi(double x) { return std::sin(3.14159265358979323846 * x); }
 using std::max;

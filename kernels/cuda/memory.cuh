@@ -95,26 +95,34 @@ __device__ __forceinline__ void store(double* p, const double (&v)[WIDTH]) {
   }
 }
 
-// The same of bfloat16, where WIDTH is a multiple of 4 in accesses of 2 bytes an element.
+// The same of bfloat16, where WIDTH is a multiple of 4 in accesses of 2 bytes an element. What is loaded are words as they
+// lie in memory, of two elements each, in the first half of v.
 template <int WIDTH>
 __device__ __forceinline__ void load_halves(float (&v)[WIDTH], const unsigned short* p) {
-  if constexpr (WIDTH % 4 == 0) {
-    unsigned words[WIDTH / 2];
-    if constexpr (WIDTH % 8 == 0) {
+  if constexpr (WIDTH % 8 == 0) {
 #pragma unroll
-      for (int w = 0; w < WIDTH / 2; w += 4) {
-        const uint4 q = *reinterpret_cast<const uint4*>(p + 2 * w);
-        words[w] = q.x, words[w + 1] = q.y, words[w + 2] = q.z, words[w + 3] = q.w;
-      }
-    } else {
-      const uint2 q = *reinterpret_cast<const uint2*>(p);
-      words[0] = q.x, words[1] = q.y;
+    for (int w = 0; w < WIDTH / 2; w += 4) {
+      const uint4 q = *reinterpret_cast<const uint4*>(p + 2 * w);
+      v[w] = __uint_as_float(q.x), v[w + 1] = __uint_as_float(q.y);
+      v[w + 2] = __uint_as_float(q.z), v[w + 3] = __uint_as_float(q.w);
     }
-#pragma unroll
-    for (int w = 0; w < WIDTH / 2; w++)
-      v[2 * w] = from_bfloat16(words[w] & 0xffff), v[2 * w + 1] = __uint_as_float(words[w] & 0xffff0000u);
+  } else if constexpr (WIDTH % 4 == 0) {
+    const uint2 q = *reinterpret_cast<const uint2*>(p);
+    v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y);
   } else {
-    v[0] = from_bfloat16(*p);
+    v[0] = __uint_as_float(*p);
+  }
+}
+template <int WIDTH>
+__device__ __forceinline__ void unpack_halves(float (&v)[WIDTH]) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int w = WIDTH / 2 - 1; w >= 0; w--) {
+      const unsigned both = __float_as_uint(v[w]);
+      v[2 * w + 1] = __uint_as_float(both & 0xffff0000u), v[2 * w] = from_bfloat16(both & 0xffff);
+    }
+  } else {
+    v[0] = from_bfloat16(__float_as_uint(v[0]));
   }
 }
 template <int WIDTH, typename T>
@@ -135,9 +143,10 @@ __device__ __forceinline__ void store_halves(unsigned short* p, const T (&v)[WID
   }
 }
 
-// WIDTH neighbours of row i from column j on, whatever the matrix is stored in.
+// WIDTH neighbours of row i from column j on, whatever the matrix is stored in: first as they lie in memory, then as
+// numbers. In one step each load would be waited for, to be converted, before the next one begins.
 template <int WIDTH, typename T>
-__device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, Index i, Index j) {
+__device__ __forceinline__ void load_words(T (&v)[WIDTH], const Matrix<T>& m, Index i, Index j) {
   if constexpr (MIXED) {
     if (m.half) {
       load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + ((long long)i * m.stride + j));
@@ -145,6 +154,17 @@ __device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, Index i,
     }
   }
   load<WIDTH>(v, m.at(i, j));
+}
+template <int WIDTH, typename T>
+__device__ __forceinline__ void as_numbers(T (&v)[WIDTH], const Matrix<T>& m) {
+  if constexpr (MIXED) {
+    if (m.half) unpack_halves<WIDTH>(v);
+  }
+}
+template <int WIDTH, typename T>
+__device__ __forceinline__ void load(T (&v)[WIDTH], const Matrix<T>& m, Index i, Index j) {
+  load_words<WIDTH>(v, m, i, j);
+  as_numbers<WIDTH>(v, m);
 }
 template <int WIDTH, typename T>
 __device__ __forceinline__ void store(const Matrix<T>& m, Index i, Index j, const T (&v)[WIDTH]) {
@@ -156,11 +176,22 @@ __device__ __forceinline__ void store(const Matrix<T>& m, Index i, Index j, cons
   }
   store<WIDTH>(m.at(i, j), v);
 }
+// One of them, in the same two steps, or at once.
+template <typename T>
+__device__ __forceinline__ T word(const Matrix<T>& m, Index i, Index j) {
+  T v[1];
+  load_words<1>(v, m, i, j);
+  return v[0];
+}
+template <typename T>
+__device__ __forceinline__ T number(T word, const Matrix<T>& m) {
+  T v[1] = {word};
+  as_numbers<1>(v, m);
+  return v[0];
+}
 template <typename T>
 __device__ __forceinline__ T element(const Matrix<T>& m, Index i, Index j) {
-  T v[1];
-  load<1>(v, m, i, j);
-  return v[0];
+  return number(word(m, i, j), m);
 }
 template <typename T>
 __device__ __forceinline__ void set_element(const Matrix<T>& m, Index i, Index j, T value) {

@@ -36,6 +36,28 @@ __device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, Index i
 #pragma unroll
   for (int c = 0; c < C; c++) v[c] = j + c < m.columns ? element(m, i, j + c) : T(0);
 }
+
+// The same of several rows, `apart` from each other, of which those from `rows` on are 0. `all`: every row and column is
+// there, which is asked once and not for each: the rows are under way together.
+template <int ROWS, int C, typename T>
+__device__ __forceinline__ void load_rows(T (&v)[ROWS][C], const Matrix<T>& m, int i, int apart, int rows, Index j,
+                                          bool whole, bool all) {
+  if constexpr (C % 4 == 0) {
+    if (all) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) load_words<C>(v[r], m, i + r * apart, j);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) as_numbers<C>(v[r], m);
+      return;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+    for (int c = 0; c < C; c++) v[r][c] = T(0);
+    if (i + r * apart < rows) load_part<C>(v[r], m, i + r * apart, j, whole);
+  }
+}
 template <int C, typename T>
 __device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j, const T (&v)[C], bool whole) {
   if constexpr (C % 4 == 0) {
@@ -47,6 +69,14 @@ __device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j,
 #pragma unroll
   for (int c = 0; c < C; c++)
     if (j + c < m.columns) set_element(m, i, j + c, v[c]);
+}
+
+template <int ROWS, int C, typename T>
+__device__ __forceinline__ void store_rows(const Matrix<T>& m, int i, int apart, int rows, Index j,
+                                           const T (&v)[ROWS][C], bool whole, bool all) {
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    if (all || i + r * apart < rows) store_part<C>(m, i + r * apart, j, v[r], whole);
 }
 
 // y = f(x + bias), c = y b + added, where c has few columns: operands bias, b, added, x, y, c; bias and added may be
@@ -73,23 +103,29 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
       for (int e = lane * C; e < COLUMNS && left + e < columns; e += LANES * C) {
         const int j = left + e;
         const bool whole = wide && j + C <= columns;
-        T v[ROWS][C] = {}, offset[C] = {};
+        const bool all = whole && i + ROWS <= rows;
+        T v[ROWS][C], offset[C] = {};
         if (bias) load_part<C>(offset, bias, 0, j, whole && wide_bias);
+        load_rows(v, x, i, 1, rows, j, whole, all);
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
-          if (i + r < rows) load_part<C>(v[r], x, i + r, j, whole);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          if (i + r >= rows) continue;
 #pragma unroll
           for (int k = 0; k < C; k++) v[r][k] += offset[k];
-          if constexpr (F::SAVES_X) {
-            if (bias && y) store_part<C>(x, i + r, j, v[r], whole);
-          }
-#pragma unroll
-          for (int k = 0; k < C; k++) v[r][k] = j + k < columns ? f.value(v[r][k]) : T(0);
-          if (y) store_part<C>(y, i + r, j, v[r], whole);
+        if constexpr (F::SAVES_X) {
+          if (bias && y) store_rows(x, i, 1, rows, j, v, whole, all);
         }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+          for (int k = 0; k < C; k++) v[r][k] = f.value(v[r][k]);
+        if (!all) {  // what stands for missing columns has no part in the sums
+#pragma unroll
+          for (int k = 0; k < C; k++)
+            if (j + k >= columns)
+#pragma unroll
+              for (int r = 0; r < ROWS; r++) v[r][k] = T(0);
+        }
+        if (y) store_rows(y, i, 1, rows, j, v, whole, all);
 #pragma unroll
         for (int p = 0; p < NARROW; p++) {
           if (p >= outputs) break;
@@ -156,15 +192,16 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
     T weight[SUMS ? NARROW : 1][C] = {}, bias[1][C] = {};
     share_factor<COLUMNS>(factor, b, left);
     for (int i = unit / tiles * warps + threadIdx.x / WARP; i < rows; i += ROWS * step) {
-      T kept[ROWS][C] = {}, sums[ROWS][C] = {};
-#pragma unroll
-      for (int r = 0; r < ROWS; r++)
-        if (i + r * step < rows) load_part<C>(kept[r], saved, i + r * step, j, whole);
+      const bool all = whole && i + (ROWS - 1) * step < rows;
+      T kept[ROWS][C], sums[ROWS][C] = {};
       // the short rows of a by one load, a lane for each number: one by one each would be waited for
       T short_row[ROWS];
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
-        short_row[r] = lane < inner && i + r * step < rows ? element(a, i + r * step, lane) : T(0);
+        short_row[r] = lane < inner && (all || i + r * step < rows) ? word(a, i + r * step, lane) : T(0);
+      load_rows(kept, saved, i, step, rows, j, whole, all);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) short_row[r] = number(short_row[r], a);
       const auto multiply = [&](int p) {
         T near[C];
         load_near<C>(near, factor + p * COLUMNS + lane * C);
@@ -188,15 +225,13 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
         for (int p = 0; p < inner; p++) multiply(p);
       }
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        if (i + r * step >= rows) continue;
+      for (int r = 0; r < ROWS; r++)  // of a row that is missing they are 0
 #pragma unroll
         for (int c = 0; c < C; c++) {
           sums[r][c] *= f.slope(kept[r][c]);
           bias[0][c] += sums[r][c];
         }
-        store_part<C>(dx, i + r * step, j, sums[r], whole);
-      }
+      store_rows(dx, i, step, rows, j, sums, whole, all);
     }
     if constexpr (SUMS) {
       const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);

@@ -253,8 +253,8 @@ template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
   const Matrix<T> dy = matrix<T>(row, 0);
   sum_columns(
-      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](Index i, Index j) { return element(dy, i, j); },
-      [](T v, Index, Index) { return v; });
+      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](Index i, Index j) { return word(dy, i, j); },
+      [&](T v, Index, Index) { return number(v, dy); });
 }
 
 // y = x: operands x, y.

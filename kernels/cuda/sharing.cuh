@@ -43,8 +43,11 @@ __device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, 
   for (int k = 0; k < COUNT; k++) {
 #pragma unroll
     for (int w = 0; w < WIDTH; w++) v[k][w] = T(0);
-    if ((READ >> k & 1) && operands[k]) load<WIDTH>(v[k], operands[k], i, j);
+    if ((READ >> k & 1) && operands[k]) load_words<WIDTH>(v[k], operands[k], i, j);
   }
+#pragma unroll
+  for (int k = 0; k < COUNT; k++)
+    if ((READ >> k & 1) && operands[k]) as_numbers<WIDTH>(v[k], operands[k]);
 #pragma unroll
   for (int w = 0; w < WIDTH; w++) {
     T entry[COUNT];
