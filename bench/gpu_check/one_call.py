@@ -54,7 +54,7 @@ class OneCall(DeviceExecutor):
         return self._blocks or super()._most_blocks()
 
     def kernels(self, dtype: str) -> Kernels:
-        return self._compiled or self.device.kernels(dtype, self._operations)
+        return self._compiled or self.device.kernels(dtype, self._alone)
 
     def run_once(self, program: Program) -> None:
         """Run a prepared program and wait."""

@@ -85,7 +85,7 @@ class DeviceExecutor:
         }
         self.memory = Memory(memory.arenas, {**memory.arrays, **on_device})
         self._linked: dict[int, tuple[Program, Linked]] = {}
-        self._operations = {"advance"}
+        self._alone: set[str] = set()
         self._chained: set[str] = set()
         self._large = False
 
@@ -120,14 +120,14 @@ class DeviceExecutor:
         for source, program in zip(programs, lowered, strict=True):
             activations = Arena(self.backend, program.buffers.values(), shared)
             steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
-            self._operations |= {step.operation for step in steps if step.call is None}
             self._large |= any(
                 p and p.rows * p.columns > MOST_ELEMENTS for step in steps for p in step.places
             )
-            # as `with_advance` may make it, since one module is for all
-            whole = [*steps, Step("advance", blocks=1)]
-            for first, last in self._groups(whole, program.dtype):
-                self._chained |= {step.operation for step in whole[first:last] if last - first > 1}
+            # by itself, and as `with_advance` may make it, since one module is for all
+            for whole in (steps, [*steps, Step("advance", blocks=1)]):
+                for first, last in self._groups(whole, program.dtype):
+                    ways = self._chained if last - first > 1 else self._alone
+                    ways |= {step.operation for step in whole[first:last] if step.call is None}
             self._linked[id(source)] = (source, self._link(program, steps, activations))
 
     def _most_blocks(self) -> int:
@@ -170,7 +170,7 @@ class DeviceExecutor:
     def kernels(self, dtype: str) -> Kernels:
         """Return the compiled kernels of all programs that were prepared, as one module."""
         return self.device.kernels(
-            self.compiled_for(dtype), self._operations, not self.uses_library, self._chained, self._large
+            self.compiled_for(dtype), self._alone, frozenset(), self._chained, self._large
         )
 
     def launches(self, linked: Linked) -> list[Launch]:

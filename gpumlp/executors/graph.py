@@ -175,7 +175,7 @@ class GraphExecutor(DeviceExecutor):
             self.memory.arrays[DATA_COPY] = memory.view(BFLOAT16).reshape(x.shape)
             copy("X", x.shape, DATA_COPY)
         if calls:
-            self._operations.add("cast_bf16")
+            self._alone.add("cast_bf16")
             program, none = Program(tuple(calls), {}, frozenset(), 1), Arena(self.backend, ())
             steps = unfold(program, self.memory, none, self._most_blocks(), self.in_library)
             self._copying = self._link(program, steps, none)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,16 +82,22 @@ class ResidentExecutor(DeviceExecutor):
     def _most_blocks(self) -> int:
         return 1
 
+    def kernels(self, dtype: str) -> Kernels:
+        return self.device.kernels(dtype, frozenset(), self._alone, frozenset(), self._large)
+
     def execute(self, program: Program) -> None:
+        """Run a program as a step is run, by itself; not once a step was bad."""
         self.copy_in()
         with self.backend.active():
-            for launch in self.launches(self.linked(program)):
-                launch()
+            alone = Gang(self.device).seat()
+            alone.gang.run(self._entry([None, self.linked(program)], 1), self.kernels(program.dtype), 1)
         self.copy_out()
 
     def run(self, plan: StepPlan, n_steps: int) -> int:
         if id(plan) not in self._entries:
-            self._entries[id(plan)] = (plan, self._entry(plan))
+            linked = [self.linked(plan.begin), self.with_advance(plan.batch, plan)]
+            linked += [] if plan.last is None else [self.with_advance(plan.last, plan)]
+            self._entries[id(plan)] = (plan, self._entry(linked, plan.steps))
         start = time.perf_counter()
         self.copy_in(n_steps, plan.batch.rows)
         kernels = self.kernels(plan.batch.dtype)
@@ -104,18 +110,17 @@ class ResidentExecutor(DeviceExecutor):
             self.block_seconds = min(LONGEST_BLOCK, TOGETHER_SECONDS * waited)
         return done
 
-    def _entry(self, plan: StepPlan) -> Entry:
-        linked = [self.linked(plan.begin), self.with_advance(plan.batch, plan)]
-        if plan.last is not None:
-            linked.append(self.with_advance(plan.last, plan))
-        tables = [self.backend.asarray(program.rows) for program in linked]
+    def _entry(self, programs: Sequence[Linked | None], steps: int) -> Entry:
+        """What begins an epoch, the step, and the short one, as far as they are there."""
+        linked = [program for program in programs if program is not None]
+        tables = [None if program is None else self.backend.asarray(program.rows) for program in programs]
         rows_bytes = sum(program.rows.nbytes for program in linked)
         stages, end = self._stages(linked, aligned(rows_bytes))
         placed = self.backend.asarray(stages)
-        programs = [(address(t), len(p.rows)) for t, p in zip(tables, linked, strict=True)]
-        programs += [(0, 0)] * (3 - len(programs))
+        places = [(0, 0) if table is None else (address(table), len(table)) for table in tables]
+        places += [(0, 0)] * (3 - len(places))
         control = address(self.memory.arrays["control"])
-        words = [*(n for p in programs for n in p), control, address(placed), len(stages), plan.steps, 0]
+        words = [*(n for place in places for n in place), control, address(placed), len(stages), steps, 0]
         return Entry(np.array(words, dtype=np.int64), end, [tables, placed, linked])
 
     def _stages(self, linked: Iterable[Linked], first: int) -> tuple[np.ndarray, int]:

@@ -262,19 +262,20 @@ def _constants(dtype: str, large: bool) -> str:
 def source(
     dtype: str,
     operations: Iterable[str] | None = None,
-    walker: bool = False,
+    walked: Iterable[str] = (),
     chained: Iterable[str] = (),
     large: bool = False,
 ) -> str:
     """Return the text of one translation unit; the same arguments give the same text.
 
-    It has a kernel ``extern "C" __global__ void gpumlp_NAME(const Row row)`` for each operation.
+    It has a kernel ``extern "C" __global__ void gpumlp_NAME(const Row row)`` for each of the operations. Each that is
+    there in more than one of these ways is compiled as often.
 
     Args:
         dtype: "float32", "float64" or "bf16": see `TYPES`.
         operations: names of `OPERATIONS`; None takes all.
-        walker: adds ``perform(row, block)``, which calls the operation of ``row.op``, and the resident kernel.
-        chained: operations of which ``gpumlp_chain`` does several in one launch.
+        walked: operations that ``gpumlp_resident`` does, which is there where there are any.
+        chained: operations of which ``gpumlp_chain`` does several in one launch; likewise.
         large: whether some operand has more than `MOST_ELEMENTS`.
 
     Raises:
@@ -282,21 +283,17 @@ def source(
     """
     if dtype not in TYPES:
         raise ValueError(f"dtype is {dtype!r}; the kernels are compiled for {', '.join(TYPES)}")
-    chosen = sorted(set(OPERATIONS if operations is None else operations))
-    if unknown := [name for name in (*chosen, *chained) if name not in OPERATIONS]:
+    alone = sorted(set(OPERATIONS if operations is None else operations))
+    walked, chained = set(walked), set(chained)
+    together = sorted(walked | chained)
+    if unknown := [name for name in (*alone, *together) if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
     real = TYPES[dtype]
-    parts = [
-        _constants(dtype, large),
-        *map(_text, FILES),
-        *(_kernel(OPERATIONS[name], real) for name in chosen),
-    ]
-    chained = sorted(set(chained))
-    together = chosen if walker else chained
-    if together:
-        parts += [_perform(together, real), _text("walk")]
+    parts = [_constants(dtype, large), *map(_text, FILES)]
+    parts += [_kernel(OPERATIONS[name], real) for name in alone]
+    parts += [_perform(together, real), _text("walk")] if together else []
     parts += [_text("chain")] if chained else []
-    parts += [_text("walker")] if walker else []
+    parts += [_text("walker")] if walked else []
     return "\n".join(parts)
 
 

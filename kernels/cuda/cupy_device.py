@@ -243,16 +243,16 @@ class CupyDevice:
         self,
         dtype: str,
         operations: Collection[str],
-        resident: bool = False,
+        walked: Collection[str] = frozenset(),
         chained: Collection[str] = frozenset(),
         large: bool = False,
     ) -> CupyKernels:
-        text = source(dtype, operations, resident, chained, large)
+        text = source(dtype, operations, walked, chained, large)
         with _LOCK:
             if text not in self._modules:
                 with self.active():
                     self._modules[text] = CupyKernels(
-                        self._cupy, text, sorted(operations), resident, bool(chained), self.shared_bytes
+                        self._cupy, text, sorted(operations), bool(walked), bool(chained), self.shared_bytes
                     )
             return self._modules[text]
 

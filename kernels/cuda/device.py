@@ -150,7 +150,7 @@ class Device(Protocol):
         self,
         dtype: str,
         operations: Collection[str],
-        resident: bool = False,
+        walked: Collection[str] = frozenset(),
         chained: Collection[str] = frozenset(),
         large: bool = False,
     ) -> Kernels:
@@ -158,8 +158,8 @@ class Device(Protocol):
 
         Args:
             dtype: of `kernels.cuda.TYPES`.
-            operations: to be launched by themselves; of the resident kernel.
-            resident: whether the resident kernel is wanted.
+            operations: to be launched by themselves.
+            walked: operations of the resident kernel, where that is wanted.
             chained: operations that chains are made of.
             large: whether some operand has more than `MOST_ELEMENTS`.
         """

@@ -156,7 +156,7 @@ class HostModule:
     """
 
     def __init__(self, dtype: str = "float32", text: str | None = None, large: bool = False) -> None:
-        whole = source(dtype, walker=True, chained=OPERATIONS, large=large) if text is None else text
+        whole = source(dtype, walked=OPERATIONS, chained=OPERATIONS, large=large) if text is None else text
         self.path = build(whole)
         self._library = ctypes.CDLL(str(self.path))
         self._launch = self._library.gpumlp_launch

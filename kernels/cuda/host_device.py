@@ -157,7 +157,7 @@ class HostDevice:
         self,
         dtype: str,
         operations: Collection[str],
-        resident: bool = False,
+        walked: Collection[str] = frozenset(),
         chained: Collection[str] = frozenset(),
         large: bool = False,
     ) -> HostKernels:
