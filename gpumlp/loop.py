@@ -18,10 +18,11 @@ from .failure import explain
 from .feed import connect
 from .history import History
 from .kernels import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP
+from .program import RING
 from .progress import Interrupt, Progress, deferred_interrupt
 from .rows import Data
 from .schedules import ConstantRate, ReduceOnPlateau
-from .step import RING, DataShape, training_plan
+from .step import DataShape, training_plan
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -134,7 +135,7 @@ class FitLoop:
             with deferred_interrupt() as interrupt:
                 for callback in self.callbacks:
                     callback.on_train_begin(self.trainer)
-                block = 1
+                block = self.executor.first_block
                 while self.steps_done < self.total_steps and not self.history.stopped:
                     if self.trainer.optimizer.schedule is not self.schedule:
                         self._take_schedule()
@@ -169,7 +170,8 @@ class FitLoop:
         self.trainer.network.backend.synchronize()
         seconds = time.perf_counter() - start
         self._ran(done, position, rates, seconds, bar)
-        return min(2 * n, max(1, int(self.executor.block_seconds * done / max(seconds, 1e-9))))
+        paced = min(2 * n, int(self.executor.block_seconds * done / max(seconds, 1e-9)))
+        return max(self.executor.first_block, paced)
 
     def _ran(self, done: int, position: int, rates: np.ndarray, seconds: float, bar: Progress) -> None:
         """Record steps and do what follows them."""
@@ -271,7 +273,7 @@ class FitLoop:
     def _record(self, done: int, position: int, rates: np.ndarray, seconds: float) -> int:
         """Put the good steps of a block into the history; return how many epochs ended."""
         history, steps = self.history, self.plan.steps
-        ring = self.trainer.network.backend.to_host(self.memory.arrays["ring"][:done])
+        ring = self.executor.losses(done)
         if self.record_steps:
             history.step_losses.extend(ring[:, 0].tolist())
         by_mean = self.trainer.loss.reduction == "mean"

@@ -156,6 +156,8 @@ def fit_many(
         threads, callbacks = trainer.threads, trainer.callbacks
         trainer.threads, trainer.callbacks = threads or 1, [*callbacks, counts[i]]
         try:
+            if trainer.shared is not None and trainer.shared.seat is not None:
+                trainer.shared.seat.begin()
             return trainer.fit(
                 X,
                 y,

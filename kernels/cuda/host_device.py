@@ -75,7 +75,7 @@ class HostDevice:
         self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
         self._used, self._products = 0, frozenset(products)
         self._kernels: dict[str, HostKernels] = {}
-        self._thread = threading.local()
+        self._thread, self._building = threading.local(), threading.Lock()
 
     @property
     def has_products(self) -> bool:
@@ -160,9 +160,10 @@ class HostDevice:
         resident: bool = False,
         chained: Collection[str] = frozenset(),
     ) -> HostKernels:
-        if dtype not in self._kernels:  # one build has all operations
-            self._kernels[dtype] = HostKernels(dtype, self)
-        return self._kernels[dtype]
+        with self._building:
+            if dtype not in self._kernels:  # one build has all operations
+                self._kernels[dtype] = HostKernels(dtype, self)
+            return self._kernels[dtype]
 
     def supports_product(self, kind: ProductKind) -> bool:
         return kind.kernel in self._products
