@@ -38,6 +38,12 @@ class Callback:
             logs: the history's row of this epoch: "loss", "lr", "val_loss", ...
         """
 
+    def on_block_end(self, trainer: Trainer) -> None:
+        """Called after each block of steps, with the history up to there.
+
+        A block may end within an epoch, or hold many: for what need not see each of them.
+        """
+
     def on_validation(self, trainer: Trainer, step: int, scores: Mapping[str, float]) -> None:
         """Called after each validation, also within an epoch, with "val_loss", ..."""
 

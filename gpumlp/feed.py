@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,12 +12,11 @@ import numpy as np
 
 from .backend import Backend, address
 from .executors import Executor, StepPlan, make_executor
-from .program import Memory, activation_bytes
+from .program import RING, Memory, activation_bytes
 from .rows import Data
-from .step import RING
 
 if TYPE_CHECKING:
-    from .executors.resident import Seat
+    from .executors.gang import Seat
     from .trainer import Trainer
 
 Array = Any
@@ -27,6 +27,8 @@ CHUNK_BYTES = 256 << 20
 RESERVED = 512 << 20
 """Bytes of a GPU that are left to libraries: code, working memory, graphs."""
 
+SMALL_ARRAY = 64 << 10
+"""Bytes up to which arrays are compared, so that one copy serves all that are equal."""
 
 _UPLOADING = threading.Lock()
 """Networks that train at the same time begin at the same time, and want the same arrays."""
@@ -37,22 +39,32 @@ class Shared:
     """What networks that train at the same time on one GPU share.
 
     Attributes:
-        uploads: arrays of the host by identity, each with its copy on the device.
+        uploads: arrays of the host, each with its copy on the device; see `key`.
         seat: of this network in a gang that trains in common launches.
     """
 
-    uploads: dict[int, tuple[Array, Array]] = field(default_factory=dict)
+    uploads: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
     seat: Seat | None = None
 
     def upload(self, backend: Backend, array: Array) -> Array:
         """Return the array on the device, copied there once for all; on a GPU aligned to 16 bytes."""
-        if id(array) not in self.uploads:
+        if not backend.is_gpu:
+            return backend.asarray(array)
+        key = self.key(array)
+        if key not in self.uploads:
             placed = backend.asarray(array)
-            if backend.is_gpu and address(placed) % 16:  # a part of a user's larger array
+            if address(placed) % 16:  # a part of a user's larger array
                 with backend.active():
                     placed = placed.copy()
-            self.uploads[id(array)] = array, placed
-        return self.uploads[id(array)][1]
+            self.uploads[key] = array, placed
+        return self.uploads[key][1]
+
+    @staticmethod
+    def key(array: Array) -> Any:
+        """What arrays with one copy have in common: small ones their values, as each network has made its own."""
+        if isinstance(array, np.ndarray) and array.nbytes <= SMALL_ARRAY:
+            return array.shape, array.dtype, array.tobytes()
+        return array.shape, array.dtype, array.strides, address(array)
 
 
 def connect(
@@ -79,7 +91,6 @@ def connect(
         {
             "control": trainer.control,
             "rates": np.zeros(RING),
-            "ring": backend.asarray(np.zeros((RING, 2))),
         },
     )
     arrays = memory.arrays
@@ -89,20 +100,21 @@ def connect(
         read["weight"] = np.asarray(data.weight, dtype=network.dtype)
     shared = trainer.shared or Shared()
     try:
+        arrays["ring"] = _zeros(backend, (RING, 2), "float64") if shared.seat is None else shared.seat.ring
         with _UPLOADING:
-            missing = {name: array for name, array in read.items() if id(array) not in shared.uploads}
+            missing = {name: array for name, array in read.items() if shared.key(array) not in shared.uploads}
             in_place = plan.batch.rows == len(rows) == len(data.x)
             # rows that are read where they lie have a copy in half the bytes
             copies = data.x.nbytes // 2 if trainer.precision == "bf16" and in_place else 0
             streams = _must_stream(backend, missing, plan, copies)
             if not streams:
-                arrays |= {name: shared.upload(backend, array) for name, array in read.items()}
+                taken = {**read, "rows": rows}
+                arrays |= {name: shared.upload(backend, array) for name, array in taken.items()}
         if streams:
             if shared.seat is not None:  # it trains by itself
                 shared.seat.leave()
             return memory, _stream(trainer, memory, read, rows, plan, on_compile)
-        arrays["rows"] = backend.asarray(rows)
-        arrays["index"] = backend.asarray(np.zeros(len(rows), dtype=np.int64))
+        arrays["index"] = _zeros(backend, rows.shape, "int64")
         executor = make_executor(
             backend, memory, network.has_python, trainer.threads, plan, trainer.precision, shared.seat
         )
@@ -112,9 +124,15 @@ def connect(
     return memory, executor
 
 
+def _zeros(backend: Backend, shape: tuple[int, ...], dtype: str) -> Array:
+    """An array of zeros of 8 bytes each, which a GPU clears by itself."""
+    nbytes = 8 * math.prod(shape)
+    return backend.allocate(nbytes)[:nbytes].view(dtype).reshape(shape)
+
+
 def _must_stream(backend: Backend, read: dict[str, Array], plan: StepPlan, copies: int = 0) -> bool:
     """Whether rows of the host do not fit the GPU beside a step, and `copies` bytes made of them."""
-    if backend.device is None or any(map(backend.owns, read.values())):
+    if backend.device is None or not (read or copies) or any(map(backend.owns, read.values())):
         return False
     room = _room(backend, plan)
     return 0 < room < copies + sum(array.nbytes for array in read.values())

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .callbacks import Callback
 from .checks import check_count
 from .executors import StepPlan
 from .failure import explain
 from .feed import connect
 from .history import History
 from .kernels import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP
+from .program import RING
 from .progress import Interrupt, Progress, deferred_interrupt
 from .rows import Data
 from .schedules import ConstantRate, ReduceOnPlateau
-from .step import RING, DataShape, training_plan
+from .step import DataShape, training_plan
 
 if TYPE_CHECKING:
-    from .callbacks import Callback
     from .trainer import Trainer
 
 
@@ -134,7 +135,7 @@ class FitLoop:
             with deferred_interrupt() as interrupt:
                 for callback in self.callbacks:
                     callback.on_train_begin(self.trainer)
-                block = 1
+                block = self.executor.first_block
                 while self.steps_done < self.total_steps and not self.history.stopped:
                     if self.trainer.optimizer.schedule is not self.schedule:
                         self._take_schedule()
@@ -169,7 +170,8 @@ class FitLoop:
         self.trainer.network.backend.synchronize()
         seconds = time.perf_counter() - start
         self._ran(done, position, rates, seconds, bar)
-        return min(2 * n, max(1, int(self.executor.block_seconds * done / max(seconds, 1e-9))))
+        paced = min(2 * n, int(self.executor.block_seconds * done / max(seconds, 1e-9)))
+        return max(self.executor.first_block, paced)
 
     def _ran(self, done: int, position: int, rates: np.ndarray, seconds: float, bar: Progress) -> None:
         """Record steps and do what follows them."""
@@ -179,10 +181,10 @@ class FitLoop:
             self.history.stopped = "the loss was not finite"
             memory, plan = self.executor.replayable(self.plan)
             error = explain(network, network.backend, memory, plan, epoch, float(rates[done]))
-            self._epochs_ended(ended, bar)
+            self._block_ended(ended, bar)
             raise error
         self._validate_if_due()
-        self._epochs_ended(ended, bar)
+        self._block_ended(ended, bar)
 
     def _epochs_one_by_one(self) -> int:
         """How many whole epochs only callbacks come between; 0 where a block may be longer, or more is to be done."""
@@ -204,7 +206,7 @@ class FitLoop:
         run, sums, clock = executor.run, executor.epoch_sums, time.perf_counter
         steps, samples = plan.steps, self.data.used
         by_mean = trainer.loss.reduction == "mean"
-        called = [callback.on_epoch_end for callback in self.callbacks]
+        called = [c.on_epoch_end for c in self.callbacks if hears_of_epochs(c)]
         add_epoch, add_loss, add_lr, add_seconds, *add_others = (c.append for c in history.epochs.values())
         others = dict.fromkeys(list(history.epochs)[4:], float("nan"))  # measured by validations alone
         each, record = bar.shows_each, self.record_steps
@@ -246,6 +248,8 @@ class FitLoop:
             bar.epochs_ended([row], len(history) + 1 - first, history.it_per_second)
         if done < steps:
             self._ran(done, 0, rates, now - start, bar)
+        else:
+            self._block_ended(0, bar)
 
     def _rates_of_epochs(self, count: int) -> np.ndarray | None:
         """The rates of the next epochs, (epochs, steps), at most a block's; None for a rate that stays."""
@@ -269,7 +273,7 @@ class FitLoop:
     def _record(self, done: int, position: int, rates: np.ndarray, seconds: float) -> int:
         """Put the good steps of a block into the history; return how many epochs ended."""
         history, steps = self.history, self.plan.steps
-        ring = self.trainer.network.backend.to_host(self.memory.arrays["ring"][:done])
+        ring = self.executor.losses(done)
         if self.record_steps:
             history.step_losses.extend(ring[:, 0].tolist())
         by_mean = self.trainer.loss.reduction == "mean"
@@ -312,10 +316,16 @@ class FitLoop:
             for callback in self.callbacks:
                 callback.on_validation(self.trainer, int(self.control[STEP]), scores)
 
+    def _block_ended(self, epochs: int, bar: Progress) -> None:
+        """Tell the progress and the callbacks of a block in which so many epochs ended."""
+        if epochs:
+            self._epochs_ended(epochs, bar)
+        for callback in self.callbacks:
+            callback.on_block_end(self.trainer)
+
     def _epochs_ended(self, count: int, bar: Progress) -> None:
-        if not count:
-            return
-        shown = count if self.callbacks or self.plateau is not None or bar.shows_each else 1
+        called = [c.on_epoch_end for c in self.callbacks if hears_of_epochs(c)]
+        shown = count if called or self.plateau is not None or bar.shows_each else 1
         names = list(self.history)
         columns = [self.history[name][-shown:] for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -323,8 +333,8 @@ class FitLoop:
         for row in rows:
             if self.plateau is not None:
                 self._observe(row)
-            for callback in self.callbacks:
-                callback.on_epoch_end(self.trainer, int(row["epoch"]), row)
+            for on_epoch_end in called:
+                on_epoch_end(self.trainer, int(row["epoch"]), row)
 
     def _observe(self, row: dict[str, float]) -> None:
         assert self.plateau is not None
@@ -355,6 +365,11 @@ def _sums_by_epoch(values: np.ndarray, before: float, first: int, steps: int) ->
     inner = np.cumsum(values[first:whole].reshape(-1, steps), axis=1)[:, -1]
     tail = np.cumsum(np.append(0.0, values[whole:]))[-1:]
     return np.concatenate([head, inner, tail])
+
+
+def hears_of_epochs(callback: Callback) -> bool:
+    """Whether a callback does anything when an epoch ends, so that rows of the history must be made for it."""
+    return getattr(callback.on_epoch_end, "__func__", None) is not Callback.on_epoch_end
 
 
 def _compiling_notice() -> Callable[[], None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+WATCH_SECONDS = 0.1
+"""Between two looks at the progress, and at Ctrl-C."""
 
 
 def make_trainers(
@@ -78,8 +83,10 @@ class _Count(Callback):
         if self.cancelled:
             trainer.stop("interrupted")
 
-    def on_epoch_end(self, trainer: Trainer, epoch: int, logs: Mapping[str, float]) -> None:
-        self.done, self.loss = epoch, logs["loss"]
+    def on_block_end(self, trainer: Trainer) -> None:
+        history = trainer.history
+        if len(history):
+            self.done, self.loss = len(history), history["loss"][-1]
         if self.cancelled:
             trainer.stop("interrupted")
 
@@ -149,6 +156,8 @@ def fit_many(
         threads, callbacks = trainer.threads, trainer.callbacks
         trainer.threads, trainer.callbacks = threads or 1, [*callbacks, counts[i]]
         try:
+            if trainer.shared is not None and trainer.shared.seat is not None:
+                trainer.shared.seat.begin()
             return trainer.fit(
                 X,
                 y,
@@ -217,11 +226,15 @@ def _watch(
     interrupted: Callable[[], bool],
 ) -> None:
     """Show the progress until all are done; raise what one raised, but let a lost loss wait for the others."""
-    from concurrent.futures import FIRST_COMPLETED, wait
-
-    shown, pending = 0, set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+    ended: SimpleQueue[Future[History]] = SimpleQueue()
+    for future in futures:  # told, since to wait for the first of hundreds is to ask each of them, each time
+        future.add_done_callback(ended.put)
+    shown, left = 0, len(futures)
+    while left:
+        error: BaseException | None = None
+        with contextlib.suppress(Empty):
+            error = ended.get(timeout=WATCH_SECONDS).exception()
+            left -= 1
         total = sum(count.done for count in counts)
         losses = [count.loss for count in counts if count.loss == count.loss]
         if total > shown:
@@ -229,7 +242,5 @@ def _watch(
             shown = total
         if interrupted():
             raise KeyboardInterrupt
-        for future in done:
-            error = future.exception()
-            if error is not None and not isinstance(error, NonFiniteLossError):
-                raise error
+        if error is not None and not isinstance(error, NonFiniteLossError):
+            raise error

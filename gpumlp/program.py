@@ -20,6 +20,9 @@ Array = Any
 
 ACTIVATION_ARENA = "activations"
 
+RING = 8192
+"""Steps that fit into the table of learning rates and into the ring of losses: the longest block."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:

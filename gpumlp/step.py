@@ -11,10 +11,7 @@ from .chain import Chain
 from .executors import StepPlan
 from .losses import Loss
 from .optimizers import Optimizer
-from .program import Builder, Operand, Program
-
-RING = 8192
-"""Steps that fit into the table of learning rates and into the ring of losses: the longest block."""
+from .program import RING, Builder, Operand, Program
 
 
 @dataclass(frozen=True)

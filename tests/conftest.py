@@ -17,8 +17,8 @@ from gpumlp.executors import Executor, StepPlan, choose_executor, make_executor
 from gpumlp.kernels import BAD_STEP
 from gpumlp.losses import Loss, get_loss
 from gpumlp.optimizers import Optimizer
-from gpumlp.program import Builder, Memory, Operand, new_control
-from gpumlp.step import RING, DataShape, training_plan
+from gpumlp.program import RING, Builder, Memory, Operand, new_control
+from gpumlp.step import DataShape, training_plan
 
 # examples are timed by the whole suite; a deadline for one of them fails on a busy machine
 settings.register_profile("gpumlp", deadline=None)

@@ -89,7 +89,7 @@ def test_a_callback_ends_in_order_when_the_training_fails(make, tmp_path):
 def test_a_callback_keeps_the_signatures_of_the_base(make, tmp_path):
     callback = make(tmp_path)
     assert isinstance(callback.every_epoch, bool)
-    for name in ("on_train_begin", "on_epoch_end", "on_validation", "on_train_end"):
+    for name in ("on_train_begin", "on_epoch_end", "on_block_end", "on_validation", "on_train_end"):
         own, base = (inspect.signature(getattr(c, name)) for c in (callback, Callback()))
         assert list(own.parameters) == list(base.parameters)
 
@@ -138,6 +138,38 @@ def test_every_epoch_is_seen_also_where_a_block_holds_many(every_epoch):
     else:  # blocks were longer than an epoch, or the flag would mean nothing
         assert all(found >= end for found, end in zip(diary.steps, at_its_end, strict=True))
         assert diary.steps != at_its_end
+
+
+class Blocks(gm.Callback):
+    """The length of the history at the end of each block."""
+
+    def __init__(self, every_epoch: bool) -> None:
+        self.every_epoch = every_epoch
+        self.epochs: list[int] = []
+
+    def on_block_end(self, trainer):
+        self.epochs.append(len(trainer.history))
+
+
+@pytest.mark.parametrize("others", [[], [Diary(every_epoch=True)]])
+def test_a_block_is_told_once_however_many_epochs_it_holds(others):
+    blocks = Blocks(every_epoch=False)
+    fit(trainer_of([*others, blocks]), epochs=400, validation_split=0.0)
+    assert blocks.epochs == sorted(blocks.epochs)
+    assert len(blocks.epochs) < blocks.epochs[-1] == 400
+
+
+def test_no_rows_are_made_where_nobody_hears_of_epochs(monkeypatch):
+    told: list[int] = []
+    show = gm.progress.Progress.epochs_ended
+
+    def noted(self, rows, count, it_per_second):
+        told.append(len(rows))
+        show(self, rows, count, it_per_second)
+
+    monkeypatch.setattr(gm.progress.Progress, "epochs_ended", noted)
+    fit(trainer_of(Blocks(every_epoch=False)), epochs=400, validation_split=0.0)
+    assert set(told) == {1}  # the newest, for a bar
 
 
 def test_functions_objects_and_lists_of_both_are_callbacks():

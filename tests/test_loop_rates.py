@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp.program import RING
 from gpumlp.schedules import ConstantRate
-from gpumlp.step import RING
 from tests.loops import LABELS, VALUES, X, trainer_of
 from tests.trainers import weights_of
 

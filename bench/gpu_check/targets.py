@@ -12,7 +12,7 @@ from typing import Any
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
-from gpumlp.executors import branches, graph, narrow, resident, unfolding
+from gpumlp.executors import branches, gang, graph, narrow, resident, unfolding
 from gpumlp.kernels import cuda
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
@@ -101,7 +101,9 @@ class Change:
 IN_ONE_LANE = Change("graph in one lane", "graph", "MAX_LANES", (branches,), 1)
 WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", (unfolding,), 0)
 WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", (narrow,), 0)
-FEWER_THREADS = Change("resident with 128 threads", "resident", "RESIDENT_THREADS", (cuda, resident), 128)
+FEWER_THREADS = Change(
+    "resident with 128 threads", "resident", "RESIDENT_THREADS", (cuda, gang, resident), 128
+)
 GRADIENTS_IN_EPILOGUES = Change(
     "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", (graph,), frozenset()
 )

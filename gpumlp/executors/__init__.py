@@ -12,7 +12,7 @@ from ..program import Memory, Program
 from .eager import EagerExecutor
 
 if TYPE_CHECKING:
-    from .resident import Seat
+    from .gang import Seat
 
 __all__ = [
     "EagerExecutor",
@@ -55,6 +55,8 @@ class Executor(Protocol):
     """Aimed length of a block of steps: short enough for Ctrl-C, long enough for Python to cost nothing."""
     longest_run: float
     """Seconds after which `run` may end early, at the end of a step; set before the first one."""
+    first_block: int
+    """Steps of a first block: 1 where nothing is known of their length, more where `run` ends blocks by itself."""
     epoch_sums: Any
     """What the steps of the last epoch add up to, three float64: loss times weight, weight, and loss; None where the
     executor does not add them up, and before it runs."""
@@ -79,6 +81,9 @@ class Executor(Protocol):
         The run ends at the first step that the control block names as bad; its counters then still are
         those of that step. Where no step is bad there may be fewer too, at least one: see `longest_run`.
         """
+
+    def losses(self, count: int) -> Any:
+        """Return the loss and the weight of the first steps of the last run on the host, (count, 2)."""
 
     def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
         """Return the memory and the programs with which the present step can be repeated call by call."""
@@ -161,11 +166,10 @@ def new_seat(backend: Backend, gangs: dict[str, Any]) -> Seat:
         backend: the device.
         gangs: by the names of devices; a gang is added where there is none yet.
     """
-    from .resident import Gang
+    from .gang import Gang
 
-    assert backend.device is not None
     if backend.name not in gangs:
-        gangs[backend.name] = Gang(backend.device)
+        gangs[backend.name] = Gang(backend)
     seat: Seat = gangs[backend.name].seat()
     return seat
 

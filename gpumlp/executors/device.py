@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,25 +65,33 @@ class DeviceExecutor:
             loop writes them, and are copied beside the arrays for each run.
         workers: without meaning on a GPU.
         precision: of products of float32 matrices: "float32", "tf32" or "bf16".
+        beside: arrays on the GPU for control block and rates, where they are a part of others'; else they are made.
     """
 
     name = ""
     block_seconds = 0.05
     longest_run = math.inf
+    first_block = 1
     epoch_sums: Any = None
 
     def __init__(
-        self, backend: Backend, memory: Memory, workers: int | None = None, precision: str = "float32"
+        self,
+        backend: Backend,
+        memory: Memory,
+        workers: int | None = None,
+        precision: str = "float32",
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
         assert backend.device is not None
         self.backend, self.device, self.precision = backend, backend.device, precision
         self._host = memory.arrays
-        on_device: dict[str, Any] = {
-            name: backend.asarray(memory.arrays[name])
-            for name in ("control", "rates")
-            if name in memory.arrays
-        }
-        self.memory = Memory(memory.arenas, {**memory.arrays, **on_device})
+        if beside is None:
+            beside = {
+                name: backend.asarray(memory.arrays[name])
+                for name in ("control", "rates")
+                if name in memory.arrays
+            }
+        self.memory = Memory(memory.arenas, {**memory.arrays, **beside})
         self._linked: dict[int, tuple[Program, Linked]] = {}
         self._alone: set[str] = set()
         self._chained: set[str] = set()
@@ -216,6 +224,9 @@ class DeviceExecutor:
         """Bring the counters back; return how many steps were good."""
         self._host["control"][:] = self.device.copy_out(self.memory.arrays["control"])
         return int(self._host["control"][SLOT]) - first_slot
+
+    def losses(self, count: int) -> np.ndarray:
+        return self.device.copy_out(self.memory.arrays["ring"][:count])
 
     def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
         return Memory(self.memory.arenas, self._host), plan

@@ -40,6 +40,7 @@ class EagerExecutor:
     name = "eager"
     block_seconds = 0.05
     longest_run = math.inf
+    first_block = 1
     epoch_sums: Any = None
 
     def __init__(self, backend: Backend, memory: Memory, workers: int | None = None) -> None:
@@ -93,6 +94,9 @@ class EagerExecutor:
             control[POSITION] = (position + 1) % plan.steps
             control[EPOCH] += control[POSITION] == 0
         return n_steps
+
+    def losses(self, count: int) -> np.ndarray:
+        return self.backend.to_host(self.memory.arrays["ring"][:count])
 
     def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
         return self.memory, plan

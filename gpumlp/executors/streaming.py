@@ -41,6 +41,7 @@ class StreamingExecutor:
     name = "graph"
     block_seconds = 0.05
     longest_run = math.inf
+    first_block = 1
     epoch_sums: Any = None
 
     def __init__(
@@ -112,6 +113,9 @@ class StreamingExecutor:
             if good < n:
                 break
         return done
+
+    def losses(self, count: int) -> np.ndarray:
+        return self._inner.losses(count)
 
     def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
         """Return the memory and the programs with which the present step can be repeated."""

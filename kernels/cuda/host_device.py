@@ -75,7 +75,7 @@ class HostDevice:
         self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
         self._used, self._products = 0, frozenset(products)
         self._kernels: dict[tuple[str, bool], HostKernels] = {}
-        self._thread = threading.local()
+        self._thread, self._building = threading.local(), threading.Lock()
 
     @property
     def has_products(self) -> bool:
@@ -161,9 +161,10 @@ class HostDevice:
         chained: Collection[str] = frozenset(),
         large: bool = False,
     ) -> HostKernels:
-        if (dtype, large) not in self._kernels:  # one build has all operations
-            self._kernels[dtype, large] = HostKernels(dtype, self, large)
-        return self._kernels[dtype, large]
+        with self._building:
+            if (dtype, large) not in self._kernels:  # one build has all operations
+                self._kernels[dtype, large] = HostKernels(dtype, self, large)
+            return self._kernels[dtype, large]
 
     def supports_product(self, kind: ProductKind) -> bool:
         return kind.kernel in self._products

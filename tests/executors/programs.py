@@ -10,8 +10,8 @@ from gpumlp.executors.bfloat16 import PARAMETERS_COPY, parameters_copy
 from gpumlp.executors.lowering import Rewrite, lower
 from gpumlp.kernels import FOR_GPUS
 from gpumlp.losses import get_loss
-from gpumlp.program import Memory, Program, new_control
-from gpumlp.step import RING, DataShape, training_plan
+from gpumlp.program import RING, Memory, Program, new_control
+from gpumlp.step import DataShape, training_plan
 
 ALL = frozenset(name for name in FOR_GPUS if name.startswith("product"))
 ROWS, FEATURES = 20, 7

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpumlp as gm
-from gpumlp.executors import branches
+from gpumlp.executors import branches, graph
 from gpumlp.executors.branches import MAX_LANES, Access, access, assign_lanes, branch
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.kernels.cuda.device import Node
@@ -111,13 +111,19 @@ def linked_step(backend, net):
     return executor, executor.linked(program)
 
 
+@pytest.fixture
+def by_library(monkeypatch):
+    """All products by the device's library, whatever their size."""
+    monkeypatch.setattr(graph, "OWN_PRODUCT", 0)
+
+
 def on_stand_in(activation="relu"):
     """A network without layers of few outputs, whose gradients are one launch."""
     return gm.mlp((7, 130, 40, 18), activation=activation, seed=3, device="stand-in")
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_the_gradients_of_weights_and_of_inputs_run_side_by_side(activation, stand_in):
+def test_the_gradients_of_weights_and_of_inputs_run_side_by_side(activation, stand_in, by_library):
     executor, linked = linked_step(stand_in(), on_stand_in(activation))
     nodes = branch(linked, [lambda: None] * len(linked.groups), executor.memory, 132)
     kernels = [linked.steps[first] for first, _ in linked.groups]
@@ -136,7 +142,7 @@ def test_the_gradients_of_weights_and_of_inputs_run_side_by_side(activation, sta
 
 @pytest.mark.parametrize(("multiprocessors", "in_epilogue"), [(1, True), (132, False)])
 def test_biases_have_their_gradients_in_an_epilogue_only_beside_a_product_that_fills_the_gpu(
-    multiprocessors, in_epilogue, stand_in
+    multiprocessors, in_epilogue, stand_in, by_library
 ):
     backend = stand_in()
     backend.device.multiprocessors = multiprocessors

@@ -19,7 +19,7 @@ from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels import BAD_STEP, CONTROL_SIZE, SLOT, STEP
 from gpumlp.optimizers import OPTIMIZERS
-from gpumlp.step import RING
+from gpumlp.program import RING
 from tests.executors.trainings import BATCH, FEATURES, LABELS, OUTPUTS, REGRESSION, WIDTH, X, build, step_of
 
 

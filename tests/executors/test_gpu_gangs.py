@@ -1,7 +1,8 @@
 """Many small networks on a GPU's stand-in: common launches, with the bits and the fate of each its own."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors
-from gpumlp.executors import resident
-from gpumlp.executors.resident import Gang
+from gpumlp.executors import gang, resident
+from gpumlp.executors.gang import Gang
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.feed import Shared
 
@@ -20,12 +21,13 @@ LABELS = RNG.integers(0, 3, 70)
 VALUES = np.stack([X[:, 0] * X[:, 1], np.sin(X[:, 2])], axis=1)
 
 
-def many(device, count, **settings):
+def many(device, count, optimizer=None, callbacks=None, **settings):
     trainers = gm.make_trainers(
         list(range(count)),
         lambda: gm.mlp((5, 8, 3), device=device, dropout=0.1),
         loss="cross_entropy",
-        optimizer=gm.Adam(1e-2),
+        optimizer=optimizer or gm.Adam(1e-2),
+        callbacks=callbacks,
     )
     gm.fit_many(trainers, X, LABELS, batch_size=16, progress=False, **{"epochs": 3, **settings})
     return [trainer.network.state_dict() for trainer in trainers]
@@ -55,28 +57,75 @@ def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alon
             np.testing.assert_array_equal(weights[name], value)
 
 
-@pytest.mark.parametrize(("worked", "aimed"), [(0.5, 1.0), (0.25, 2.0), (0.001, 2.0)])
-def test_a_block_of_many_networks_is_as_long_as_the_work_of_the_gpu_says_not_the_clock(
-    worked, aimed, stand_in, monkeypatch
-):
-    """Of a second that a run takes the GPU works for a part; the rest is the other networks' Python."""
+def test_a_block_of_many_networks_ends_after_a_time_of_the_gpu_with_the_same_bits(stand_in, monkeypatch):
     stand_in()
-    lengths: list[float] = []
+    lengths: list[int] = []
     run = resident.ResidentExecutor.run
 
     def noted(self, plan, n_steps):
-        ticks, self._seat.gang.members = iter([0.0, 1.0]), 2
-        with monkeypatch.context() as patched:
-            patched.setattr(resident, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-            patched.setattr(Gang, "run", lambda *arguments: worked)
-            run(self, plan, n_steps)
-        lengths.append(self.block_seconds)
-        raise KeyboardInterrupt  # nothing was trained
+        lengths.append(run(self, plan, n_steps))
+        return lengths[-1]
 
     monkeypatch.setattr(resident.ResidentExecutor, "run", noted)
-    with pytest.raises(KeyboardInterrupt):
-        many("stand-in", 1)
-    assert lengths[0] == aimed
+    expected = many("stand-in", 2, epochs=30)
+    assert lengths == [150, 150]
+    monkeypatch.setattr(gang, "TOGETHER_SECONDS", 1e-9)
+    lengths.clear()
+    found = many("stand-in", 2, epochs=30)
+    assert sum(lengths) == 300
+    assert lengths[:2] == [64, 64]  # a launch
+    for ours, theirs in zip(found, expected, strict=True):
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value)
+
+
+@pytest.mark.parametrize("rate", [0.01, gm.StepDecay(0.01, every=1)])
+def test_what_is_copied_for_a_block_is_copied_once_for_all_networks(rate, stand_in, monkeypatch):
+    device = stand_in().device
+    monkeypatch.setattr(gang, "TOGETHER_SECONDS", 1e-9)
+    copies: list[int] = []
+    launch = Gang._launch_if_complete
+
+    def noted(self):
+        copied: list[Any] = []
+
+        def counting(copy):
+            def counted(*arrays):
+                copied.append(copy)
+                return copy(*arrays)
+
+            return counted
+
+        with monkeypatch.context() as patched:
+            for name in ("copy_in", "copy_out"):
+                patched.setattr(device, name, counting(getattr(device, name)))
+            launch(self)
+        if copied:
+            copies.append(len(copied))
+
+    monkeypatch.setattr(Gang, "_launch_if_complete", noted)
+    many("stand-in", 5, epochs=40, optimizer=gm.SGD(rate))
+    # the networks and their counters; their counters and losses; their rates at first, and where they change
+    assert copies[0] == 5
+    assert set(copies[1:]) == ({4} if rate == 0.01 else {5})
+
+
+def test_a_few_networks_at_a_time_have_their_turn_in_python(stand_in):
+    stand_in()
+    lock = threading.Lock()
+    at_work, most = 0, 0
+
+    def look(trainer, epoch, logs):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(1e-3)
+        with lock:
+            at_work -= 1
+
+    many("stand-in", 12, epochs=3, callbacks=[look])
+    assert 1 < most <= gang.AT_ONCE
 
 
 def test_many_networks_share_one_copy_of_the_data(stand_in, monkeypatch):
@@ -128,6 +177,16 @@ def test_the_executor_of_a_network_does_not_depend_on_how_far_the_others_of_the_
         trainer.shared = shared
         trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
         assert trainer.trained_on == name
+
+
+def test_no_seat_is_taken_once_a_gang_trains(stand_in):
+    backend = stand_in()
+    gangs: dict[str, Any] = {}
+    trainer = gm.Trainer(gm.mlp((5, 8, 3), device="stand-in"), loss="cross_entropy")
+    trainer.shared = Shared({}, executors.new_seat(backend, gangs))
+    trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
+    with pytest.raises(RuntimeError, match="seats are taken before"):
+        executors.new_seat(backend, gangs)
 
 
 def test_where_a_thread_cannot_be_started_nobody_waits_for_its_network(stand_in, monkeypatch):

@@ -18,8 +18,7 @@ from gpumlp.executors import workers as module
 from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, Pace, default_workers, multiply_adds
 from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SLOT, STEP, UPDATE
-from gpumlp.program import Builder, Operand
-from gpumlp.step import RING
+from gpumlp.program import RING, Builder, Operand
 
 X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
 Y = (X[:, :1] * X[:, 1:2]).astype(np.float32)

@@ -226,7 +226,8 @@ class RawModule:
     def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", name_expressions=None):
         CUDA.modules += 1
         self.code, self.device = code, CUDA.device
-        mixed, double = "MIXED = 1" in code, "<double>(row, Block" in code
+        mixed = "MIXED = 1" in code
+        double = "<double>(row, Block" in code or "<double>(row, block); }" in code  # by itself, or walked
         self.built = host.HostModule("bf16" if mixed else "float64" if double else "float32")
 
     def get_function(self, name):

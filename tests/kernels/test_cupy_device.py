@@ -21,9 +21,18 @@ from tests.kernels.stand_in_cupy import CUDA, NULL, Stream
 # --- trainings -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["graph", "resident", "streaming"])
+@pytest.fixture
+def by_library(monkeypatch):
+    """Networks of any size on the graph executor, with all products by the library."""
+    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr(graph, "OWN_PRODUCT", 0)
+
+
+@pytest.fixture(params=["graph", "library", "resident", "streaming"])
 def kind(request, monkeypatch):
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 1 << 40 if request.param == "resident" else 0)
+    if request.param == "library":
+        request.getfixturevalue("by_library")
     if request.param == "streaming":
         monkeypatch.setattr(feed, "_must_stream", lambda backend, *_: backend.is_gpu)
         monkeypatch.setattr(feed, "CHUNK_BYTES", 2000)
@@ -135,16 +144,14 @@ def test_a_part_of_a_larger_array_of_the_gpu_lies_aligned_for_the_kernels(first,
     np.testing.assert_array_equal(device.copy_out(found), X)
 
 
-def test_a_graph_takes_epilogues_along(gpu, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+def test_a_graph_takes_epilogues_along(gpu, by_library):
     gpu()
     train("fake:0", sizes=WIDE)
     assert CUDA.graphs
     assert {"RELU_BIAS", "BIAS"} <= set(CUDA.products)
 
 
-def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, by_library, monkeypatch):
     monkeypatch.setattr(graph, "SLOW_EPILOGUES", frozenset())
     monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
     gpu()
@@ -163,16 +170,14 @@ def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, mon
         ("bf16", ("COMPUTE_32F", "CUDA_R_16BF", "CUDA_R_16BF", "CUDA_R_16BF")),  # what lies between layers
     ],
 )
-def test_products_are_of_the_precision_that_was_asked_for(precision, types_of_a_product, gpu, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+def test_products_are_of_the_precision_that_was_asked_for(precision, types_of_a_product, gpu, by_library):
     gpu()
     found = train("fake:0", precision=precision)
     np.testing.assert_allclose(found[1], train("cpu")[1], rtol=3e-2)
     assert types_of_a_product in CUDA.types
 
 
-def test_descriptions_are_destroyed_with_what_they_describe(gpu, library, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+def test_descriptions_are_destroyed_with_what_they_describe(gpu, library, by_library):
     gpu()
     counts = []
     for _ in range(3):
@@ -237,8 +242,7 @@ def test_a_graph_of_nothing_does_nothing(gpu):
     assert CUDA.graphs == 0
 
 
-def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gpu, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
+def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gpu, by_library, monkeypatch):
     gpu()
     found = train("fake:0", sizes=WIDE)
     assert CUDA.lanes > 1
@@ -250,9 +254,8 @@ def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gp
         np.testing.assert_array_equal(alone[0][name], value)
 
 
-def test_a_lane_that_does_not_wait_for_another_is_noticed(gpu, monkeypatch):
+def test_a_lane_that_does_not_wait_for_another_is_noticed(gpu, by_library, monkeypatch):
     """The stand-in runs what is captured in another order, where nothing forbids it: this test tests that."""
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     gpu()
     right = train("fake:0", sizes=WIDE)
     put = cupy_device._put
@@ -288,7 +291,7 @@ def test_threads_that_want_the_same_kernels_compile_them_once(gpu):
 
     def ask():
         barrier.wait()
-        found.append(device.kernels("float32", {"relu", "advance"}, resident=True))
+        found.append(device.kernels("float32", {"relu", "advance"}, walked={"relu"}))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -301,7 +304,7 @@ def test_threads_that_want_the_same_kernels_compile_them_once(gpu):
 
 def test_launches_of_other_sizes_do_not_take_shared_memory_from_a_large_one(gpu):
     device = gpu().device
-    kernels = device.kernels("float32", sorted(OPERATIONS), resident=True)
+    kernels = device.kernels("float32", (), walked=sorted(OPERATIONS))
     networks = device.allocate(88).view(np.int64)  # no step to do
     large = kernels.launch_resident(networks, 1, 256, 90 * 1024)
     kernels.launch_resident(networks, 1, 256, 1024)

@@ -1,0 +1,299 @@
+"""Networks that train at the same time on one GPU, each in a thread of its own: common launches, and common copies."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend
+from ..kernels import CONTROL_SIZE
+from ..kernels.cuda import RESIDENT_THREADS
+from ..kernels.cuda.device import Kernels
+from ..program import RING
+
+LAUNCH_SECONDS = 0.04
+"""Aimed length of a launch, so that Ctrl-C is answered between two."""
+
+TOGETHER_SECONDS = 1.0
+"""Work of the GPU after which a block of many networks ends: what Python does between two is done for each of them."""
+
+AT_ONCE = 4
+"""Networks whose Python runs at the same time: enough that one goes on while another waits for the GPU."""
+
+WORDS = 11
+"""Int64 that tell the kernel of a network: `Network` in walker.cuh."""
+
+
+@dataclass
+class Entry:
+    """A network as the kernel takes it, and what it points at."""
+
+    words: np.ndarray
+    shared_bytes: int
+    keep: list[Any]
+
+
+class Tables:
+    """What a launch reads and writes of each member of a gang, a row each, so that one copy serves all.
+
+    Args:
+        backend: the GPU.
+        members: of the gang.
+        ring: memory for the losses of all of them, (members, RING, 2); None for new.
+
+    Attributes:
+        networks: words of those that are in the launch.
+        control, rates, ring: on the GPU, see `kernels` and `program`.
+        host_control, host_rates: the same on the host.
+        losses: what the ring had after the last launch, on the host.
+    """
+
+    def __init__(self, backend: Backend, members: int, ring: Any = None) -> None:
+        def rows(*shape: int, dtype: str) -> Any:
+            nbytes = members * math.prod(shape) * 8
+            return backend.allocate(nbytes)[:nbytes].view(dtype).reshape(members, *shape)
+
+        self._device = backend.device
+        self.networks = rows(WORDS, dtype="int64")
+        self.control = rows(CONTROL_SIZE, dtype="int64")
+        self.rates = rows(RING, dtype="float64")
+        self.ring = rows(RING, 2, dtype="float64") if ring is None else ring
+        self.host_control = np.zeros((members, CONTROL_SIZE), np.int64)
+        self.host_rates = np.zeros((members, RING))
+        self.losses = np.zeros((members, 0, 2))
+        self._stale = False
+
+    def take(self, row: int, control: np.ndarray, rates: np.ndarray) -> None:
+        """Take over what a member has for its next steps; rates that stay are not copied again."""
+        self.host_control[row] = control
+        known = self.host_rates[row, : len(rates)]
+        if not np.array_equal(known, rates):
+            known[...] = rates
+            self._stale = True
+
+    def copy_in(self) -> None:
+        """Bring all rows to the GPU."""
+        assert self._device is not None
+        self._device.copy_in(self.control, self.host_control)
+        if self._stale:
+            self._device.copy_in(self.rates, self.host_rates)
+            self._stale = False
+
+    def copy_out(self, steps: int) -> None:
+        """Bring back the counters, and the losses of so many steps."""
+        assert self._device is not None
+        self.host_control[...] = self._device.copy_out(self.control)
+        self.losses = self._device.copy_out(self.ring[:, :steps])
+
+
+@dataclass
+class _Request:
+    entry: Entry
+    kernels: Kernels
+    n_steps: int
+    error: BaseException | None = None
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Gang:
+    """Networks whose blocks of steps go into one launch: it happens once all that still train have asked for theirs.
+
+    What Python does for them goes in turns, `AT_ONCE` of them at a time: hundreds of threads that want the interpreter
+    at once keep each other from it.
+
+    Args:
+        backend: the GPU that all of them are on.
+        ring: memory for the losses, see `Tables`.
+
+    Attributes:
+        members: how many networks there are, those too that have left: what depends on their number, such as the
+            executor of each, must not depend on how far the others are.
+    """
+
+    def __init__(self, backend: Backend, ring: Any = None) -> None:
+        assert backend.device is not None
+        self._backend, self._device, self._ring = backend, backend.device, ring
+        self.members = 0
+        self._lock = threading.Lock()
+        self._seats: set[Seat] = set()
+        self._waiting: list[_Request] = []
+        self._steps_a_launch = 64
+        self._tables: Tables | None = None
+        self._at_work = 0
+        self._turns: deque[threading.Lock] = deque()
+
+    def seat(self) -> Seat:
+        """Return a place for one more network, whose steps all others wait for until it leaves.
+
+        Raises:
+            RuntimeError: others have begun to train.
+        """
+        with self._lock:
+            if self._tables is not None:
+                raise RuntimeError("the gang trains already; seats are taken before")
+            seat = Seat(self, self.members)
+            self._seats.add(seat)
+            self.members += 1
+        return seat
+
+    def begin(self, seat: Seat) -> None:
+        """Wait for a network's first turn."""
+        turn = threading.Lock()
+        turn.acquire()
+        with self._lock:
+            self._turns.append(turn)
+            self._give_turns()
+        turn.acquire()
+        seat.at_work = True
+
+    def leave(self, seat: Seat) -> None:
+        """Go on without a network; once is enough."""
+        with self._lock:
+            self._seats.discard(seat)
+            self._end_turn(seat)
+            self._launch_if_complete()
+
+    def _end_turn(self, seat: Seat) -> None:
+        if seat.at_work:
+            seat.at_work = False
+            self._at_work -= 1
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        while self._turns and self._at_work < AT_ONCE:
+            self._at_work += 1
+            self._turns.popleft().release()
+
+    @property
+    def tables(self) -> Tables:
+        """Memory for all members, made when the first of them asks.
+
+        Raises:
+            MemoryError: the GPU has less.
+        """
+        with self._lock:
+            if self._tables is None:
+                self._tables = Tables(self._backend, self.members, self._ring)
+            return self._tables
+
+    def run(self, seat: Seat, entry: Entry, kernels: Kernels, n_steps: int) -> None:
+        """Do `n_steps` steps of a network beside those of the others; fewer, where that takes `TOGETHER_SECONDS`."""
+        request = _Request(entry, kernels, n_steps)
+        request.turn.acquire()
+        with self._lock:
+            self._waiting.append(request)
+            self._end_turn(seat)
+            self._launch_if_complete()
+        request.turn.acquire()
+        seat.at_work = True
+        if request.error is not None:
+            raise request.error
+
+    def _launch_if_complete(self) -> None:
+        """Launch once nobody is missing; the last to come does it for all."""
+        if not self._waiting or len(self._waiting) < len(self._seats):
+            return
+        requests, self._waiting = self._waiting, []
+        error: BaseException | None = None
+        try:
+            assert self._tables is not None
+            self._tables.copy_in()
+            for kernels in {id(r.kernels): r.kernels for r in requests}.values():
+                self._launch([r for r in requests if r.kernels is kernels], kernels)
+            self._tables.copy_out(max(request.n_steps for request in requests))
+        except BaseException as raised:  # each of them must hear of it
+            error = raised
+        for request in requests:
+            request.error = error
+            self._turns.append(request.turn)
+        self._give_turns()
+
+    def _launch(self, requests: list[_Request], kernels: Kernels) -> None:
+        """Do the steps of all requests, or of many as many as there is time for."""
+        assert self._tables is not None
+        words = np.stack([request.entry.words for request in requests])
+        left = np.array([request.n_steps for request in requests])
+        shared_bytes = max(request.entry.shared_bytes for request in requests)
+        networks = self._tables.networks[: len(requests)]
+        launch = kernels.launch_resident(networks, len(requests), RESIDENT_THREADS, shared_bytes)
+        time_left = TOGETHER_SECONDS if self.members > 1 else math.inf
+        while left.any() and time_left > 0:
+            words[:, -1] = np.minimum(left, self._steps_a_launch)
+            self._device.copy_in(networks, words)
+            start = time.perf_counter()
+            with self._device.active():  # a seat may be left, and so a launch begin, outside of `run`
+                launch()
+            self._device.synchronize()
+            seconds, steps = time.perf_counter() - start, int(words[:, -1].max())
+            left -= words[:, -1]
+            time_left -= seconds
+            self._steps_a_launch = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
+
+
+class Seat:
+    """A network's place in a gang.
+
+    Args:
+        gang: which.
+        row: of the gang's tables.
+
+    Attributes:
+        at_work: whether it is the network's turn.
+    """
+
+    def __init__(self, gang: Gang, row: int) -> None:
+        self.gang, self.row = gang, row
+        self.at_work = False
+
+    @functools.cached_property
+    def _tables(self) -> Tables:
+        return self.gang.tables
+
+    @property
+    def ring(self) -> Any:
+        """Where the network's losses go, (RING, 2) on the GPU."""
+        return self._tables.ring[self.row]
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """All that the network has in the gang's tables, by the names of operands."""
+        return {
+            "control": self._tables.control[self.row],
+            "rates": self._tables.rates[self.row],
+            "ring": self.ring,
+        }
+
+    def run(
+        self, entry: Entry, kernels: Kernels, n_steps: int, control: np.ndarray, rates: np.ndarray
+    ) -> None:
+        """Do the next steps, see `Gang.run`.
+
+        Args:
+            entry: the network.
+            kernels: compiled for it.
+            n_steps: at most.
+            control: its counters on the host, which go on.
+            rates: of the steps, at least.
+        """
+        self._tables.take(self.row, control, rates)
+        self.gang.run(self, entry, kernels, n_steps)
+        control[...] = self._tables.host_control[self.row]
+
+    def losses(self, count: int) -> np.ndarray:
+        """Return the loss and the weight of the first steps of the last run, (count, 2)."""
+        return self._tables.losses[self.row, :count]
+
+    def begin(self) -> None:
+        """Wait until it is the network's turn to do what comes before its first steps."""
+        self.gang.begin(self)
+
+    def leave(self) -> None:
+        """Let the others go on without this network."""
+        self.gang.leave(self)
