@@ -344,7 +344,7 @@ class Memory:
             rows = operand.shape[0] if len(operand.shape) == 2 else 1
             stride = operand.stride or operand.shape[-1]
             extent = operand.start + (rows - 1) * stride + operand.shape[-1] if operand.shape else 1
-        if extent > base.size or str(base.dtype) != operand.dtype:
+        if extent > base.size or base.dtype != operand.dtype:
             raise ValueError(
                 f"operand {operand} of type {operand.dtype} does not fit {base.shape} of {base.dtype}"
             )

@@ -122,7 +122,7 @@ class DeviceExecutor:
     # --- linking -----------------------------------------------------------------------------------------------
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
-        lowered = [lower(p, self.rewrites(p), self.linger(p)) for p in programs]
+        lowered = [self._lower(program) for program in programs]
         self.before_linking(lowered)
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):
@@ -137,6 +137,9 @@ class DeviceExecutor:
                     ways = self._chained if last - first > 1 else self._alone
                     ways |= {step.operation for step in whole[first:last] if step.call is None}
             self._linked[id(source)] = (source, self._link(program, steps, activations))
+
+    def _lower(self, program: Program) -> Program:
+        return lower(program, self.rewrites(program), self.linger(program))
 
     def _most_blocks(self) -> int:
         return self.device.multiprocessors * BLOCKS_A_MULTIPROCESSOR

@@ -16,7 +16,7 @@ from ..backend import Backend
 from ..kernels import CONTROL_SIZE
 from ..kernels.cuda import RESIDENT_THREADS
 from ..kernels.cuda.device import Kernels
-from ..program import RING
+from ..program import RING, Program
 
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
@@ -115,12 +115,14 @@ class Gang:
     Attributes:
         members: how many networks there are, those too that have left: what depends on their number, such as the
             executor of each, must not depend on how far the others are.
+        lowered: programs, each with what it was lowered to.
     """
 
     def __init__(self, backend: Backend, ring: Any = None) -> None:
         assert backend.device is not None
         self._backend, self._device, self._ring = backend, backend.device, ring
         self.members = 0
+        self.lowered: list[tuple[Program, Program]] = []
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
         self._waiting: list[_Request] = []

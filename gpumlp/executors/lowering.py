@@ -41,9 +41,9 @@ def substitute(program: Program, by: dict[str, Operand], dropped: set[int]) -> P
         )
 
     kept = [i for i in range(len(program.calls)) if i not in dropped]
-    calls = tuple(
-        replace(program.calls[i], operands=tuple(swap(o) for o in program.calls[i].operands)) for i in kept
-    )
+    calls = tuple(program.calls[i] for i in kept)
+    if by:
+        calls = tuple(replace(call, operands=tuple(map(swap, call.operands))) for call in calls)
     used = {o.name for c in calls for o in c.operands if o is not None} | program.keep
     return replace(
         program,

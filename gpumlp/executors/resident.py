@@ -62,6 +62,15 @@ class ResidentExecutor(DeviceExecutor):
             *(fuse_epilogues(by_own_kernel), fuse_bias_activation, fuse_gradient_bias),
         )
 
+    def _lower(self, program: Program) -> Program:
+        """Networks of a gang that are alike have equal programs, which are lowered once."""
+        for given, lowered in self._seat.gang.lowered:
+            if given == program:
+                return lowered
+        lowered = super()._lower(program)
+        self._seat.gang.lowered.append((program, lowered))
+        return lowered
+
     def _most_blocks(self) -> int:
         return 1
 

@@ -269,7 +269,9 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
         scalars: address of the scalars, once they are copied there.
         scratch: address of `scratch_bytes` bytes.
     """
-    rows = np.zeros((len(steps), ROW_WIDTH), dtype=np.int64)
+    rows = [
+        [0] * ROW_WIDTH for _ in steps
+    ]  # filled by Python: one by one, NumPy's calls cost more than the numbers
     values = np.zeros((len(steps), 8))
     own: dict[int, int] = {}
     for step in steps:
@@ -292,4 +294,4 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
                     operand.columns,
                     operand.stride,
                 )
-    return rows, values
+    return np.array(rows, dtype=np.int64).reshape(len(steps), ROW_WIDTH), values

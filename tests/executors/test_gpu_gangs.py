@@ -11,6 +11,7 @@ import pytest
 import gpumlp as gm
 from gpumlp import executors
 from gpumlp.executors import gang, resident
+from gpumlp.executors.device import DeviceExecutor
 from gpumlp.executors.gang import Gang
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.feed import Shared
@@ -77,6 +78,21 @@ def test_a_block_of_many_networks_ends_after_a_time_of_the_gpu_with_the_same_bit
     for ours, theirs in zip(found, expected, strict=True):
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value)
+
+
+def test_networks_that_are_alike_have_their_programs_lowered_once(stand_in, monkeypatch):
+    stand_in()
+    lowered = []
+    lower = DeviceExecutor._lower
+
+    def noted(self, program):
+        lowered.append(program)
+        return lower(self, program)
+
+    monkeypatch.setattr(DeviceExecutor, "_lower", noted)
+    monkeypatch.setattr(gang, "AT_ONCE", 1)  # one after the other
+    many("stand-in", 5, epochs=1)
+    assert len(lowered) == 3  # the beginning of an epoch, the step, the short one
 
 
 @pytest.mark.parametrize("rate", [0.01, gm.StepDecay(0.01, every=1)])
