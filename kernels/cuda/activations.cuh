@@ -97,7 +97,7 @@ struct Softplus {
   static constexpr bool SAVES_X = true;
   T beta;
   __device__ explicit Softplus(const double* scalars) : beta(T(scalars[0])) {}
-  __device__ T value(T x) const { return log_one_plus_exp(beta * x) / beta; }
+  __device__ T value(T x) const { return quotient(log_one_plus_exp(beta * x), beta); }
   __device__ T slope(T x) const { return logistic(beta * x); }
 };
 

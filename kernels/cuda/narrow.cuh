@@ -38,10 +38,10 @@ __device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, Index i
 }
 
 // The same of several rows, `apart` from each other, of which those from `rows` on are 0. `all`: every row and column is
-// there, which is asked once and not for each: the rows are under way together.
+// there, and can be taken at once, which is asked once and not for each: the rows are under way together.
 template <int ROWS, int C, typename T>
 __device__ __forceinline__ void load_rows(T (&v)[ROWS][C], const Matrix<T>& m, int i, int apart, int rows, Index j,
-                                          bool whole, bool all) {
+                                          bool all) {
   if constexpr (C % 4 == 0) {
     if (all) {
 #pragma unroll
@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_rows(T (&v)[ROWS][C], const Matrix<T>& m, i
   for (int r = 0; r < ROWS; r++) {
 #pragma unroll
     for (int c = 0; c < C; c++) v[r][c] = T(0);
-    if (i + r * apart < rows) load_part<C>(v[r], m, i + r * apart, j, whole);
+    if (i + r * apart < rows) load_part<C>(v[r], m, i + r * apart, j, false);
   }
 }
 template <int C, typename T>
@@ -73,10 +73,10 @@ __device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j,
 
 template <int ROWS, int C, typename T>
 __device__ __forceinline__ void store_rows(const Matrix<T>& m, int i, int apart, int rows, Index j,
-                                           const T (&v)[ROWS][C], bool whole, bool all) {
+                                           const T (&v)[ROWS][C], bool all) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
-    if (all || i + r * apart < rows) store_part<C>(m, i + r * apart, j, v[r], whole);
+    if (all || i + r * apart < rows) store_part<C>(m, i + r * apart, j, v[r], all);
 }
 
 // y = f(x + bias), c = y b + added, where c has few columns: operands bias, b, added, x, y, c; bias and added may be
@@ -106,18 +106,17 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
         const bool all = whole && i + ROWS <= rows;
         T v[ROWS][C], offset[C] = {};
         if (bias) load_part<C>(offset, bias, 0, j, whole && wide_bias);
-        load_rows(v, x, i, 1, rows, j, whole, all);
+        load_rows(v, x, i, 1, rows, j, all);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < ROWS; r++) {
 #pragma unroll
           for (int k = 0; k < C; k++) v[r][k] += offset[k];
-        if constexpr (F::SAVES_X) {
-          if (bias && y) store_rows(x, i, 1, rows, j, v, whole, all);
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
+          if constexpr (F::SAVES_X) {
+            if (bias && y && (all || i + r < rows)) store_part<C>(x, i + r, j, v[r], all);
+          }
 #pragma unroll
           for (int k = 0; k < C; k++) v[r][k] = f.value(v[r][k]);
+        }
         if (!all) {  // what stands for missing columns has no part in the sums
 #pragma unroll
           for (int k = 0; k < C; k++)
@@ -125,7 +124,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
 #pragma unroll
               for (int r = 0; r < ROWS; r++) v[r][k] = T(0);
         }
-        if (y) store_rows(y, i, 1, rows, j, v, whole, all);
+        if (y) store_rows(y, i, 1, rows, j, v, all);
 #pragma unroll
         for (int p = 0; p < NARROW; p++) {
           if (p >= outputs) break;
@@ -199,7 +198,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
         short_row[r] = lane < inner && (all || i + r * step < rows) ? word(a, i + r * step, lane) : T(0);
-      load_rows(kept, saved, i, step, rows, j, whole, all);
+      load_rows(kept, saved, i, step, rows, j, all);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) short_row[r] = number(short_row[r], a);
       const auto multiply = [&](int p) {
@@ -231,7 +230,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
           sums[r][c] *= f.slope(kept[r][c]);
           bias[0][c] += sums[r][c];
         }
-      store_rows(dx, i, step, rows, j, sums, whole, all);
+      store_rows(dx, i, step, rows, j, sums, all);
     }
     if constexpr (SUMS) {
       const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);
