@@ -147,7 +147,7 @@ def _table() -> dict[str, Operation]:
 
 def _at_once(name: str) -> int:
     """Blocks on a multiprocessor where an operation waits for memory, and wants many warps; sums want registers."""
-    if name.endswith(("_narrow", "_grad_sums")) or name == "matmul":
+    if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "narrow_mish_grad"):
         return 2
     return 3 if name.startswith("narrow_") else 0
 
