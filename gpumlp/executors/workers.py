@@ -111,7 +111,8 @@ class Pace:
 
     def longer_trial(self, n_steps: int) -> tuple[int, int]:
         """Return (workers, steps) to try behind a first trial, of the `n_steps` that are left of the block."""
-        return self.most, max(1, n_steps // self.LONGER_TRIAL) if self._is_promising else 0
+        tries = self._is_promising and self.current != self.most
+        return self.most, min(n_steps, max(1, n_steps // self.LONGER_TRIAL)) if tries else 0
 
     def took(self, workers: int, seconds_per_step: float) -> None:
         """Note what a number of workers achieved, and go over to it where it is the better one."""

@@ -363,6 +363,19 @@ def test_several_workers_that_are_not_far_behind_at_first_get_a_longer_trial():
     assert pace.longer_trial(150) == (2, 0)
 
 
+def test_a_longer_trial_is_of_another_number_of_workers_and_of_no_more_steps_than_are_left():
+    pace = Pace(3)
+    pace.took(3, 1.0)
+    pace.took(2, 1.5)
+    assert pace.longer_trial(100) == (3, 0)
+    pace = Pace(2)
+    pace.took(2, 1.0)
+    pace.took(1, 0.5)
+    pace.took(2, 0.6)
+    assert pace.longer_trial(1) == (2, 1)
+    assert pace.longer_trial(0) == (2, 0)
+
+
 def test_a_pace_of_one_worker_and_a_block_of_few_steps_try_nothing():
     alone, few = Pace(1), Pace(4)
     alone.took(1, 1.0)
