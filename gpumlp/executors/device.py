@@ -216,12 +216,16 @@ class DeviceExecutor:
             first_slot: of the first step, in the table of rates and in the ring of losses.
             first_position: of the step whose batch lies first in the data.
         """
-        control = self._host["control"]
         if n_steps:
-            control[SLOT], control[START] = first_slot, (control[POSITION] - first_position) * batch_rows
+            self.set_places(batch_rows, first_slot, first_position)
             rates = slice(first_slot, first_slot + n_steps)
             self.device.copy_in(self.memory.arrays["rates"][rates], self._host["rates"][rates])
-        self.device.copy_in(self.memory.arrays["control"], control)
+        self.device.copy_in(self.memory.arrays["control"], self._host["control"])
+
+    def set_places(self, batch_rows: int, first_slot: int = 0, first_position: int = 0) -> None:
+        """Say on the host where the next step's rate, loss and batch lie; see `copy_in`."""
+        control = self._host["control"]
+        control[SLOT], control[START] = first_slot, (control[POSITION] - first_position) * batch_rows
 
     def copy_out(self, first_slot: int = 0) -> int:
         """Bring the counters back; return how many steps were good."""

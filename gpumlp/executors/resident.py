@@ -14,7 +14,7 @@ import numpy as np
 
 from ..arena import aligned
 from ..backend import Backend, address
-from ..kernels import POSITION, SLOT, START
+from ..kernels import SLOT
 from ..kernels.cuda import COPY_IN, COPY_OUT, RESIDENT_THREADS, SCRATCH_BYTES
 from ..kernels.cuda.device import Kernels
 from ..program import RING, Memory, Program
@@ -94,7 +94,7 @@ class ResidentExecutor(DeviceExecutor):
             linked += [] if plan.last is None else [self.with_advance(plan.last, plan)]
             self._entries[id(plan)] = (plan, self._entry(linked, plan.steps))
         control, rates = self._host["control"], self._host["rates"][:n_steps]
-        control[SLOT], control[START] = 0, control[POSITION] * plan.batch.rows
+        self.set_places(plan.batch.rows)
         kernels = self.kernels(plan.batch.dtype)
         with self.backend.active():
             self._seat.run(self._entries[id(plan)][1], kernels, n_steps, control, rates)

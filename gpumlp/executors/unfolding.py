@@ -269,9 +269,8 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
         scalars: address of the scalars, once they are copied there.
         scratch: address of `scratch_bytes` bytes.
     """
-    rows = [
-        [0] * ROW_WIDTH for _ in steps
-    ]  # filled by Python: one by one, NumPy's calls cost more than the numbers
+    # lists, since to fill an array place by place costs more
+    rows = [[0] * ROW_WIDTH for _ in steps]
     values = np.zeros((len(steps), 8))
     own: dict[int, int] = {}
     for step in steps:

@@ -146,7 +146,10 @@ def _table() -> dict[str, Operation]:
 
 
 def _at_once(name: str) -> int:
-    """Blocks on a multiprocessor where an operation waits for memory, and wants many warps; sums want registers."""
+    """Blocks on a multiprocessor where an operation waits for memory, and wants many warps.
+
+    Sums want registers, and so does the slope of mish.
+    """
     if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "narrow_mish_grad"):
         return 2
     return 3 if name.startswith("narrow_") else 0

@@ -65,7 +65,7 @@ __device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, 
 // Applies f to all packs of WIDTH if every operand allows it; returns how many columns of each row that were.
 template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ Index apply_packs(const Matrix<T> (&operands)[COUNT], Block block, F& f, bool flat,
-                                                 Index rows, Index columns) {
+                                             Index rows, Index columns) {
   bool wide = true;
 #pragma unroll
   for (int k = 0; k < COUNT; k++) wide = wide && (!operands[k] || aligned<WIDTH>(operands[k], flat));
