@@ -219,17 +219,12 @@ def call_operands(call: Call) -> tuple[list[Operand], list[Operand]]:
     return reads, [o for o in call.operands[n_read:] if o is not None]
 
 
-def plan(program: Program, linger: int = 0) -> Program:
+def plan(program: Program) -> Program:
     """Give each intermediate tensor its place, sharing memory between those that do not live at the same time.
 
     A tensor lives from the first call that names it to the last. An element-wise call may write over an operand
     that dies there. In a program without a backward pass two tensors of the widest layer are enough (three, where
     widths grow and a gap is too small), whatever its depth.
-
-    Args:
-        program: whose tensors are to be placed.
-        linger: calls for which the memory of a tensor stays its own after the last that names it, so that those which
-            follow need not wait for it.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -242,7 +237,6 @@ def plan(program: Program, linger: int = 0) -> Program:
         first[name], last[name] = 0, len(program.calls)
     free = _Places()
     placed: dict[str, Segment] = {}
-    given: set[str] = set()  # whose memory has gone over to another tensor in place
     for i, call in enumerate(program.calls):
         born = [n for n in first if first[n] == i and n not in placed]
         inherited = _in_place(call, i, first, last, program)
@@ -251,9 +245,9 @@ def plan(program: Program, linger: int = 0) -> Program:
             heir = inherited if inherited and inherited[0] == name else None
             offset = placed[heir[1]].offset if heir else free.take(aligned(segment.nbytes))
             placed[name] = replace(segment, offset=offset)
-        given |= {inherited[1]} if inherited else set()
-        for name in [n for n in last if last[n] == i - linger and n not in given]:
-            free.give(placed[name].offset, aligned(placed[name].nbytes))
+        for name in [n for n in last if last[n] == i]:
+            if not (inherited and inherited[1] == name):
+                free.give(placed[name].offset, aligned(placed[name].nbytes))
     for name in set(program.buffers) - set(placed):  # kept, and used by no call
         placed[name] = replace(program.buffers[name], offset=free.take(aligned(program.buffers[name].nbytes)))
     return replace(program, buffers=placed)

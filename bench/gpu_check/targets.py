@@ -12,7 +12,7 @@ from typing import Any
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
-from gpumlp.executors import branches, gang, graph, narrow, resident, unfolding
+from gpumlp.executors import gang, graph, narrow, resident, unfolding
 from gpumlp.kernels import cuda
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
@@ -98,7 +98,6 @@ class Change:
     value: Any
 
 
-IN_ONE_LANE = Change("graph in one lane", "graph", "MAX_LANES", (branches,), 1)
 WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", (unfolding,), 0)
 WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", (narrow,), 0)
 FEWER_THREADS = Change(
@@ -122,8 +121,6 @@ OTHERWISE = (
     ("mlpnn", "bf16", WITHOUT_NARROW),
     ("mlpnn", "tf32", WITHOUT_NARROW),
     ("small", "float32", FEWER_THREADS),
-    ("small", "float32", IN_ONE_LANE),
-    ("ee6132", "float32", IN_ONE_LANE),
     ("small", "float32", WITHOUT_CHAINS),
     ("ee6132", "float32", SHORT_GRAPHS),
 )

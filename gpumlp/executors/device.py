@@ -112,10 +112,6 @@ class DeviceExecutor:
         """Whether it is left to that library."""
         return self.uses_library
 
-    def linger(self, program: Program) -> int:
-        """Calls for which memory is not used again, see `plan`."""
-        return 0
-
     def before_linking(self, programs: Sequence[Program]) -> None:
         """Add to the memory what lowered programs refer to and no one gave."""
 
@@ -139,7 +135,7 @@ class DeviceExecutor:
             self._linked[id(source)] = (source, self._link(program, steps, activations))
 
     def _lower(self, program: Program) -> Program:
-        return lower(program, self.rewrites(program), self.linger(program))
+        return lower(program, self.rewrites(program))
 
     def _most_blocks(self) -> int:
         return self.device.multiprocessors * BLOCKS_A_MULTIPROCESSOR

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..arena import Arena
 from ..backend import Backend
 from ..kernels import BFLOAT16, EPOCH, POSITION, SEED
-from ..kernels.cuda.device import Launch, Node
+from ..kernels.cuda.device import Launch
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program
 from .bfloat16 import (
@@ -22,7 +22,6 @@ from .bfloat16 import (
     parameters_copy,
     use_bfloat16,
 )
-from .branches import branch, fills, is_wide
 from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
@@ -49,8 +48,8 @@ OWN_PRODUCT, OWN_RESULT = 10_000_000, 1 << 15
 """Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
 library takes 5 to 8 us on an H200 for one of 64 rows. `bench.gpu_check` measures trainings without, and with fewer."""
 
-LINGER = 3
-"""Calls for which memory is not used again, so that those of a layer's backward pass may run side by side."""
+BLOCK_TILE = 128 * 128
+"""Numbers of a result that one multiprocessor computes at a time in a large product."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ def chunks(plan: StepPlan, position: int, n_steps: int, begin_in_graph: bool) ->
 
 
 def _result(product: Call) -> Operand:
-    result = product.operands[2]
-    assert result is not None
-    return result
+    c = product.by_name["c"]
+    assert c is not None
+    return c
 
 
 def _power_of_two(n: int) -> int:
@@ -126,9 +125,7 @@ class GraphExecutor(DeviceExecutor):
             if not self.in_library(call):
                 return by_own_kernel(kernel, call, last)
             # beside a small product the library needs a second kernel for the sums; ours make them on the way
-            if kernel == "product_bias_grad" and not is_wide(
-                _result(call).shape, self.device.multiprocessors
-            ):
+            if kernel == "product_bias_grad" and not self._fills_gpu(call):
                 return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
@@ -147,14 +144,13 @@ class GraphExecutor(DeviceExecutor):
         )
 
     def in_library(self, product: Call) -> bool:
-        c = product.by_name["c"]
-        assert c is not None
+        c = _result(product)
         ours = product.kernel in OWN_PRODUCTS and product.by_name.get("mask") is None
         small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
         return not (ours and small and self.precision == c.dtype == "float32")
 
-    def linger(self, program: Program) -> int:
-        return 0 if fills(program, self.device.multiprocessors) else LINGER
+    def _fills_gpu(self, product: Call) -> bool:
+        return math.prod(_result(product).shape) >= self.device.multiprocessors * BLOCK_TILE
 
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}
@@ -226,21 +222,16 @@ class GraphExecutor(DeviceExecutor):
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin, batch = self._section(plan.begin), self._section(plan.batch, plan)
-            last = self._section(plan.last, plan) if plan.last is not None else []
+            begin, batch = self._launches_of(plan.begin), self._launches_of(plan.batch, plan)
+            last = self._launches_of(plan.last, plan) if plan.last is not None else []
             full = plan.steps - (plan.last is not None)
             if chunk.epochs:
-                sections = [begin, *[batch] * full, last] * chunk.epochs
+                launches = (begin + batch * full + last) * chunk.epochs
             else:
-                sections = [begin if chunk.begin else [], *[batch] * chunk.full, last if chunk.last else []]
+                launches = begin * chunk.begin + batch * chunk.full + last * chunk.last
             self._plans.append(plan)
-            self._graphs[key] = self.device.capture(sections)
+            self._graphs[key] = self.device.capture(launches)
         return self._graphs[key]
-
-    def _section(self, program: Program, plan: StepPlan | None = None) -> list[Node]:
-        launches = self._launches_of(program, plan)
-        linked = self._ready[id(program), id(plan)][0]
-        return branch(linked, launches, self.memory, self.device.multiprocessors)
 
     @staticmethod
     def _sorts_by_library(program: Program) -> bool:

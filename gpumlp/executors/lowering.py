@@ -19,11 +19,11 @@ GRADIENTS = frozenset(f"{name}_grad" for name in ACTIVATIONS)
 """Names of the gradients of activations."""
 
 
-def lower(program: Program, rewrites: Sequence[Rewrite], linger: int = 0) -> Program:
-    """Apply rewrites in turn and place the intermediate tensors anew; see `plan` for `linger`."""
+def lower(program: Program, rewrites: Sequence[Rewrite]) -> Program:
+    """Apply rewrites in turn and place the intermediate tensors anew."""
     for rewrite in rewrites:
         program = rewrite(program)
-    return plan(program, linger)
+    return plan(program)
 
 
 def substitute(program: Program, by: dict[str, Operand], dropped: set[int]) -> Program:

@@ -159,10 +159,6 @@ OPERATIONS: dict[str, Operation] = _table()
 """The catalogue, and the operations that only this backend has, by name."""
 
 
-PARTS = frozenset(OPERATIONS) - frozenset(CATALOGUE) - frozenset(FOR_GPUS)
-"""Operations that are a part of what the catalogue has as one, or that only this backend has."""
-
-
 def lanes(columns: int) -> int:
     """Return how many threads of a warp take one row, or how many columns a block takes: a power of two to 32."""
     return min(1 << max(columns - 1, 0).bit_length(), WARP)

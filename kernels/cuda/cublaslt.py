@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -79,19 +79,8 @@ class CublasLt:
         self._cublas = importlib.import_module("nvmath.bindings.cublas")
         self._types = importlib.import_module("nvmath").CudaDataType
         self._handle = self._lt.create()
-        self._allocate = allocate
-        self._workspaces = [allocate(WORKSPACE_BYTES)]  # which graphs know by their addresses
-        self._reserved: dict[int, Any] = {}
+        self._workspace = allocate(WORKSPACE_BYTES)  # one for all products, which wait for each other
         self._supported: dict[ProductKind, bool] = {}
-
-    def reserve(self, streams: Sequence[int]) -> None:
-        """Give streams, by their addresses, a workspace each; all others share one, and must wait for each other.
-
-        Those that had one before give it up: graphs that use it do not run at the same time.
-        """
-        while len(self._workspaces) <= len(streams):
-            self._workspaces.append(self._allocate(WORKSPACE_BYTES))
-        self._reserved = dict(zip(streams, self._workspaces[1:], strict=False))
 
     def supports(self, kind: ProductKind) -> bool:
         """Whether the library has an algorithm for a product, and computes it right."""
@@ -129,15 +118,13 @@ class CublasLt:
             ValueError: it has none.
         """
         description, algorithm = self._algorithm(product)
-        lt, cupy = self._lt, self._cupy
+        lt, cupy, workspace = self._lt, self._cupy, self._workspace
         scale = np.dtype(np.float64 if _is_double(product) else np.float32)
         alpha, beta = np.ones(1, scale), np.zeros(1, scale)
         a, b, c = description.operands
         pointers = [b.data.ptr, a.data.ptr, c.data.ptr]
 
         def launch() -> None:
-            stream = cupy.cuda.get_current_stream().ptr
-            workspace = self._reserved.get(stream, self._workspaces[0])
             lt.matmul(
                 self._handle,
                 description.product,
@@ -154,7 +141,7 @@ class CublasLt:
                 algorithm.ctypes.data,
                 workspace.data.ptr,
                 workspace.nbytes,
-                stream,
+                cupy.cuda.get_current_stream().ptr,
             )
 
         return launch

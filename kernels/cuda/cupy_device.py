@@ -17,7 +17,7 @@ import numpy as np
 
 from . import CHAIN_THREADS, source
 from .cublaslt import CublasLt, is_installed
-from .device import Launch, Node, Product, ProductKind
+from .device import Launch, Product, ProductKind
 
 Array = Any
 
@@ -34,42 +34,6 @@ def cupy_device(index: int) -> CupyDevice:
         if index not in _DEVICES:
             _DEVICES[index] = CupyDevice(index)
         return _DEVICES[index]
-
-
-def _put(section: Sequence[Node], lanes: Sequence[Any]) -> list[Any]:
-    """Launch the nodes of a section, lanes beside the first beginning and ending with it.
-
-    Returns:
-        The events used, which must live as long as the capture.
-    """
-    main = lanes[0]
-    waited = {i for node in section for i in node.after}
-    begun = main.record()
-    events: dict[int, Any] = {}
-    known: dict[int, int] = {}
-    behind = dict.fromkeys(range(len(lanes)), 0)  # bit i: what comes next in a lane comes behind node i
-    last: dict[int, int] = {}
-    for i, node in enumerate(section):
-        stream = lanes[node.lane]
-        if node.lane and node.lane not in last and not node.after:
-            stream.wait_event(begun)
-        for k in node.after:
-            stream.wait_event(events[k])
-            behind[node.lane] |= known[k]
-        with stream:
-            node.launch()
-        behind[node.lane] |= 1 << i
-        last[node.lane] = i
-        if i in waited:
-            events[i], known[i] = stream.record(), behind[node.lane]
-    ends = []
-    # the latest first: it comes behind most of the others
-    for lane, i in sorted(last.items(), key=lambda entry: -entry[1]):
-        if lane and not behind[0] >> i & 1:
-            ends.append(lanes[lane].record())
-            main.wait_event(ends[-1])
-            behind[0] |= behind[lane]
-    return [begun, *events.values(), *ends]
 
 
 class CupyKernels:
@@ -278,39 +242,27 @@ class CupyDevice:
             launch()  # what it needs is loaded now, and not while a graph is captured; its result is written anew
             return launch
 
-    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
-        every = [section for section in sections if section]
-        if not every:
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        if not launches:
             return lambda: None
-        lanes = 1 + max(node.lane for section in every for node in section)
-        # alone, since what libraries are asked meanwhile might touch the capture; and in streams of its own: what other
-        # threads put into the device's stream is not captured
+        # alone, since what libraries are asked meanwhile might touch the capture; and in a stream of its own:
+        # what other threads put into the device's stream is not captured
         with self._cupy.cuda.Device(self.index), _LOCK:
-            graph = self._captured(every, self._lanes(lanes))
+            graph = self._captured(launches)
         return lambda: graph.launch(self._stream)
 
-    def _lanes(self, count: int) -> list[Any]:
-        """Return new streams, those beside the first with a workspace each: products may run side by side in them."""
-        lanes = [self._cupy.cuda.Stream(non_blocking=True) for _ in range(count)]
-        if self._products is not None:
-            self._products.reserve([lane.ptr for lane in lanes[1:]])
-        return lanes
-
-    def _captured(self, sections: Sequence[Sequence[Node]], lanes: Sequence[Any]) -> Any:
-        main, events, collects = lanes[0], [], gc.isenabled()
+    def _captured(self, launches: Sequence[Launch]) -> Any:
+        stream, collects = self._cupy.cuda.Stream(non_blocking=True), gc.isenabled()
         try:
             gc.disable()  # a graph that is destroyed meanwhile, whosever it is, would end the capture
-            main.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
-            for section in sections:
-                events.append(_put(section, lanes))
-            # all of them by name, though the first comes behind them: no launch follows that would wait once more
-            events.append([lanes[k].record() for k in sorted({n.lane for s in sections for n in s} - {0})])
-            for end in events[-1]:
-                main.wait_event(end)
-            return main.end_capture()
+            stream.begin_capture(self._cupy.cuda.runtime.streamCaptureModeThreadLocal)
+            with stream:
+                for launch in launches:
+                    launch()
+            return stream.end_capture()
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to tell
-                main.end_capture()
+                stream.end_capture()
             raise
         finally:
             if collects:

@@ -69,21 +69,6 @@ class ProductKind:
         return tuple(range(len(spec.reads), len(spec.operands)))
 
 
-@dataclass(frozen=True)
-class Node:
-    """A launch of a graph.
-
-    Attributes:
-        launch: puts it into the current stream.
-        lane: it comes behind those of its lane that stand before it.
-        after: places of nodes of other lanes, in the same section, that it waits for too.
-    """
-
-    launch: Launch
-    lane: int = 0
-    after: tuple[int, ...] = ()
-
-
 class Kernels(Protocol):
     """Kernels compiled for one type."""
 
@@ -170,11 +155,8 @@ class Device(Protocol):
     def product(self, product: Product) -> Launch:
         """Return what launches a product, its algorithm chosen."""
 
-    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
-        """Return what launches, as one graph, all nodes of all sections; none of it is run by capturing.
-
-        A section begins when all of the one before it has ended.
-        """
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """Return what does launches, one after the other, as one graph; none of them is run by capturing."""
 
     def synchronize(self) -> None:
         """Wait until all is done."""

@@ -19,7 +19,7 @@ import numpy as np
 from .. import PRODUCTS
 from ..reference import kernel_in_bfloat16
 from . import CHAIN_THREADS, host
-from .device import Launch, Node, Product, ProductKind
+from .device import Launch, Product, ProductKind
 
 ALIGNMENT = 256
 
@@ -58,8 +58,7 @@ class HostDevice:
     Args:
         memory_bytes: there are.
         shared_bytes: of a block.
-        order: in which the threads of a block take turns, see `host.HostModule.launch`; and branches of a graph, the
-            last ones first where it is "ascending".
+        order: in which the threads of a block take turns, see `host.HostModule.launch`.
         products: names of the products that its library says to have; none stands for no library.
     """
 
@@ -187,38 +186,16 @@ class HostDevice:
 
         return self.in_stream(launch)
 
-    def capture(self, sections: Sequence[Sequence[Node]]) -> Launch:
-        captured = [list(section) for section in sections]
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        captured = list(launches)
 
         def replay() -> None:
             # a graph is launched into the stream by name; what a launch does is what a GPU would capture
             with self.active(), self._being("replaying"):
-                for section in captured:
-                    for node in self._in_some_order(section):
-                        node.launch()
+                for launch in captured:
+                    launch()
 
         return replay
-
-    def _in_some_order(self, section: Sequence[Node]) -> Iterator[Node]:
-        """The nodes of a section in an order that their lanes allow, and as far from their own as `order` says."""
-        kind, _, seed = self.order.partition(":")
-        pick: Callable[[list[int]], Any] = {"ascending": max, "descending": min}.get(
-            kind, np.random.default_rng(int(seed or 0)).choice
-        )
-        done: set[int] = set()
-        waiting = {
-            lane: [i for i, n in enumerate(section) if n.lane == lane] for lane in {n.lane for n in section}
-        }
-        while waiting:
-            free = [lane for lane, nodes in waiting.items() if done.issuperset(section[nodes[0]].after)]
-            if not free:
-                raise RuntimeError("launches of a graph wait for each other")
-            lane = int(pick(free))
-            i = waiting[lane].pop(0)
-            yield section[i]
-            done.add(i)
-            if not waiting[lane]:
-                del waiting[lane]
 
     def synchronize(self) -> None:
         """Nothing is under way."""

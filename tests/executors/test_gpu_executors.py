@@ -16,6 +16,7 @@ from gpumlp.executors.resident import ResidentExecutor
 from gpumlp.executors.streaming import StreamingExecutor
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.program import Builder
+from tests.executors.programs import memory_of, step_program
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(70, 5)).astype(np.float32)
@@ -273,6 +274,23 @@ def test_fits_from_several_threads_do_not_meet(kind, stand_in):
     for weights in found[1:]:
         for name, value in found[0].items():
             np.testing.assert_array_equal(weights[name], value)
+
+
+@pytest.mark.parametrize(("multiprocessors", "in_epilogue"), [(1, True), (132, False)])
+def test_biases_have_their_gradients_in_an_epilogue_only_beside_a_product_that_fills_the_gpu(
+    multiprocessors, in_epilogue, stand_in, monkeypatch
+):
+    monkeypatch.setattr(graph, "OWN_PRODUCT", 0)  # all products by the library
+    backend = stand_in()
+    backend.device.multiprocessors = multiprocessors
+    net = gm.mlp((130, 140, 150, 130), activation="relu", seed=3, device="stand-in")
+    program = step_program(net)
+    executor = GraphExecutor(backend, memory_of(net))
+    executor.prepare(program)
+    kernels = {call.kernel for call in executor.linked(program).program.calls}
+    assert ("product_bias_grad" in kernels) == in_epilogue
+    assert ("relu_grad_bias" in kernels) == (not in_epilogue)
+    assert "product_relu_grad" not in kernels  # slower than what stands in its place
 
 
 # --- which executor ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 It is as strict as the real one where a mistake would only show on a GPU: no kernel in CUDA's default stream or on
 another device than its own, nothing allocated or loaded while a stream is captured, copies from the host as late as
-they may come, what is captured in another order where nothing forbids it.
+they may come.
 """
 
 # mypy: ignore-errors
@@ -83,11 +83,10 @@ class DeviceArray(np.ndarray):
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.stream, self.capture, self.behind = None, None, frozenset()
+        self.stream = None
 
     def record(self, stream=None):
         self.stream = stream or CUDA.stream
-        self.capture, self.behind = self.stream.captures, self.stream.behind
 
     def synchronize(self):
         self.stream.synchronize()
@@ -101,7 +100,6 @@ class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.ptr, self.device_id = (0, -1) if null else (next(self.numbers), CUDA.device)
         self.non_blocking, self.copies, self.captures = non_blocking, [], None
-        self.behind = frozenset()  # the captured work that comes before what comes next
 
     def __enter__(self):
         check(self.device_id in (-1, CUDA.device), "a stream of another device than the current one")
@@ -122,14 +120,7 @@ class Stream:
         return event
 
     def wait_event(self, event):
-        check((event.capture is not None) >= (self.captures is not None), "a wait for what is not captured")
-        if event.capture is not None:
-            if self.captures is None:  # this stream takes part from now on
-                self.captures, self.behind = event.capture, frozenset()
-                CUDA.here.taking_part.append(self)
-            check(self.captures is event.capture, "two captures wait for each other")
-            self.behind |= event.behind
-            return
+        check(self.captures is None, "a wait for what is not captured")
         CUDA.waits.append((self.ptr, event.stream.ptr))
         event.synchronize()
 
@@ -137,21 +128,15 @@ class Stream:
         assert mode == Runtime.streamCaptureModeThreadLocal
         check(self.ptr != 0, "cannot capture on the default (legacy) stream")
         self.captures = CUDA.here.captures = []
-        self.behind, CUDA.here.taking_part, CUDA.here.workspaces = frozenset(), [], {}
 
     def end_capture(self):
         work, self.captures, CUDA.here.captures = self.captures, None, None
-        for stream in CUDA.here.taking_part:
-            stream.captures = None
-        check(self.behind == frozenset(range(len(work))), "work of another stream was not joined")
-        CUDA.lanes = max(CUDA.lanes, 1 + len(CUDA.here.taking_part))
         return Graph(work)
 
     def put(self, work):
         """Do work that comes in this stream, or note it while it is captured."""
         if self.captures is not None:
-            self.captures.append((work, self.behind))
-            self.behind |= {len(self.captures) - 1}
+            self.captures.append(work)
         else:
             self.synchronize()
             work()
@@ -160,11 +145,7 @@ class Stream:
 class Graph:
     def __init__(self, work):
         check(work, "an empty graph")
-        self.work, left, done = [], dict(enumerate(work)), set()
-        while left:  # of what need not wait, the latest that was captured
-            i = max(i for i, (_, behind) in left.items() if behind <= done)
-            self.work.append(left.pop(i)[0])
-            done.add(i)
+        self.work = work
 
     def launch(self, stream=None):
         stream = stream or CUDA.stream
@@ -256,14 +237,13 @@ class Here(threading.local):
     """What CUDA and CuPy know of a thread."""
 
     def __init__(self):
-        self.devices, self.streams, self.captures, self.taking_part = [0], [], None, []
-        self.workspaces = {}  # of the capture under way, and the stream that uses each
+        self.devices, self.streams, self.captures = [0], [], None
 
 
 class Cuda:
     def __init__(self):
         self.here, self.waits, self.graphs, self.modules, self.free = Here(), [], 0, 0, 10**9
-        self.products, self.types, self.lanes = [], set(), 1
+        self.products, self.types = [], set()
 
     @property
     def device(self):

@@ -12,10 +12,9 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors, feed
-from gpumlp.executors import branches, graph
+from gpumlp.executors import graph
 from gpumlp.failure import NonFiniteLossError
-from gpumlp.kernels.cuda import OPERATIONS, cupy_device
-from gpumlp.kernels.cuda.device import Node
+from gpumlp.kernels.cuda import OPERATIONS
 from tests.kernels.stand_in_cupy import CUDA, NULL, Stream
 
 # --- trainings -------------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ X = RNG.normal(size=(70, 5)).astype(np.float32)
 LABELS = RNG.integers(0, 3, 70)
 
 
-WIDE = (5, 24, 20, 18)  # no layer has few outputs: every product is the library's, and there are branches
+WIDE = (5, 24, 20, 18)  # no layer has few outputs: every product is the library's
 
 
 def train(
@@ -153,7 +152,7 @@ def test_a_graph_takes_epilogues_along(gpu, by_library):
 
 def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, by_library, monkeypatch):
     monkeypatch.setattr(graph, "SLOW_EPILOGUES", frozenset())
-    monkeypatch.setattr(branches, "BLOCK_TILE", 0)  # a product of any size fills the GPU
+    monkeypatch.setattr(graph, "BLOCK_TILE", 0)  # a product of any size fills the GPU
     gpu()
     found = train("fake:0", sizes=WIDE)
     assert {"RELU_AUX_BIAS", "DRELU_BGRAD", "BGRADA", "BIAS"} <= set(CUDA.products)
@@ -229,44 +228,25 @@ def test_a_capture_that_fails_leaves_nothing_captured(gpu):
     def fail():
         raise ZeroDivisionError
 
-    for lane in (0, 1):
-        with pytest.raises(ZeroDivisionError):
-            device.capture([[Node(lambda: None), Node(fail, lane)]])
+    with pytest.raises(ZeroDivisionError):
+        device.capture([lambda: None, fail])
     assert CUDA.here.captures is None
     assert CUDA.stream is NULL
 
 
 def test_a_graph_of_nothing_does_nothing(gpu):
     gpu().device.capture([])()
-    gpu().device.capture([[], []])()
     assert CUDA.graphs == 0
 
 
-def test_launches_that_need_not_wait_for_each_other_are_captured_side_by_side(gpu, by_library, monkeypatch):
-    gpu()
-    found = train("fake:0", sizes=WIDE)
-    assert CUDA.lanes > 1
-    monkeypatch.setattr(branches, "MAX_LANES", 1)
-    CUDA.lanes = 1
-    alone = train("fake:0", sizes=WIDE)
-    assert CUDA.lanes == 1
-    for name, value in found[0].items():
-        np.testing.assert_array_equal(alone[0][name], value)
-
-
-def test_a_lane_that_does_not_wait_for_another_is_noticed(gpu, by_library, monkeypatch):
-    """The stand-in runs what is captured in another order, where nothing forbids it: this test tests that."""
-    gpu()
-    right = train("fake:0", sizes=WIDE)
-    put = cupy_device._put
-
-    def impatient(section, lanes):  # the update does not wait for all gradients
-        *others, update = section
-        return put([*others, Node(update.launch, update.lane)], lanes)
-
-    monkeypatch.setattr(cupy_device, "_put", impatient)
-    wrong = train("fake:0", sizes=WIDE)
-    assert any((right[0][name] != wrong[0][name]).any() for name in right[0])
+def test_a_graph_does_its_launches_in_their_order_and_none_while_it_is_captured(gpu):
+    done = []
+    launches = [lambda i=i: CUDA.stream.put(lambda: done.append(i)) for i in range(3)]
+    launch = gpu().device.capture(launches)
+    assert done == []
+    launch()
+    launch()
+    assert done == [0, 1, 2, 0, 1, 2]
 
 
 def test_nothing_is_collected_while_a_graph_is_captured(gpu):
@@ -279,7 +259,7 @@ def test_nothing_is_collected_while_a_graph_is_captured(gpu):
         CUDA.stream.put(lambda: None)
 
     assert gc.isenabled()
-    device.capture([[Node(look)]])
+    device.capture([look])
     assert seen == [False]
     assert gc.isenabled()
 
@@ -363,7 +343,7 @@ def test_memory_goes_with_the_training_that_took_it(kind, gpu, monkeypatch):
         gc.collect()  # layers and their network refer to each other
         left.append(sum(memory() is not None for memory in taken))
     assert len(taken) > 30
-    assert left[0] == left[1] == left[2] <= branches.MAX_LANES  # workspaces of the library
+    assert left[0] == left[1] == left[2] <= 1  # the workspace of the library
 
 
 def test_trainings_in_several_threads_do_not_meet(kind, gpu):
