@@ -117,7 +117,7 @@ def _allocate_on_host(nbytes: int) -> np.ndarray:
 
 def address(array: Array) -> int:
     """Return where the first element of an array lies, in the memory of its device."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 _REGISTERED: dict[str, Backend] = {}

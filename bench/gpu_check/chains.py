@@ -18,7 +18,7 @@ class InChain(OneCall):
     """Runs all operations of a program in one chain."""
 
     def launches(self, linked: Linked) -> list[Launch]:
-        table = self.backend.asarray(linked.rows)
+        table = self.backend.asarray(self.encode(linked))
         return [self.kernels(linked.program.dtype).launch_chain(table, len(linked.steps))]
 
 

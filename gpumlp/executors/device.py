@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,21 +39,12 @@ class Linked:
     Attributes:
         program: lowered.
         steps: its operations, the counters' advance among them where it is a training step.
-        rows: of the steps, (steps, ROW_WIDTH) int64, on the host.
-        groups: places of the steps that go into one launch each, (first, last + 1).
-        table: rows on the device, where some group is a chain.
         activations: its intermediate tensors.
-        scalars, scratch: what the rows point at beside their operands, on the device.
     """
 
     program: Program
     steps: list[Step]
-    rows: np.ndarray
-    groups: list[tuple[int, int]]
-    table: Any
     activations: Arena
-    scalars: Any
-    scratch: Any
 
 
 class DeviceExecutor:
@@ -96,6 +87,7 @@ class DeviceExecutor:
         self._alone: set[str] = set()
         self._chained: set[str] = set()
         self._large = False
+        self._pointed_at: list[Any] = []  # by rows, which do not keep it
 
     # --- what differs ------------------------------------------------------------------------------------------
 
@@ -122,17 +114,7 @@ class DeviceExecutor:
         self.before_linking(lowered)
         shared = self.backend.allocate(max(map(activation_bytes, lowered), default=0))
         for source, program in zip(programs, lowered, strict=True):
-            activations = Arena(self.backend, program.buffers.values(), shared)
-            steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
-            self._large |= any(
-                p and p.rows * p.columns > MOST_ELEMENTS for step in steps for p in step.places
-            )
-            # by itself, and as `with_advance` may make it, since one module is for all
-            for whole in (steps, [*steps, Step("advance", blocks=1)]):
-                for first, last in self._groups(whole, program.dtype):
-                    ways = self._chained if last - first > 1 else self._alone
-                    ways |= {step.operation for step in whole[first:last] if step.call is None}
-            self._linked[id(source)] = (source, self._link(program, steps, activations))
+            self._linked[id(source)] = (source, self._link(program, shared))
 
     def _lower(self, program: Program) -> Program:
         return lower(program, self.rewrites(program))
@@ -140,18 +122,23 @@ class DeviceExecutor:
     def _most_blocks(self) -> int:
         return self.device.multiprocessors * BLOCKS_A_MULTIPROCESSOR
 
-    def _link(self, program: Program, steps: list[Step], activations: Arena) -> Linked:
-        scratch = self.backend.allocate(scratch_bytes(steps))
-        scalars = self.backend.asarray(np.zeros((max(1, len(steps)), 8)))
-        rows, values = encode_steps(steps, address(scalars), address(scratch))
-        if len(steps):
-            self.device.copy_in(scalars, values)
-        groups = self._groups(steps, program.dtype)
-        table = self.backend.asarray(rows) if len(groups) < len(steps) else None
-        return Linked(program, steps, rows, groups, table, activations, scalars, scratch)
+    def _link(self, program: Program, shared: Any) -> Linked:
+        """Link a lowered program whose intermediate tensors lie in `shared`; note what its kernels are."""
+        activations = Arena(self.backend, program.buffers.values(), shared)
+        steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
+        self._large |= any(p and p.rows * p.columns > MOST_ELEMENTS for step in steps for p in step.places)
+        # by itself, and as `with_advance` may make it, since one module is for all
+        for whole in (steps, [*steps, Step("advance", blocks=1)]):
+            for first, last in self.groups(whole, program.dtype):
+                ways = self._chained if last - first > 1 else self._alone
+                ways |= {step.operation for step in whole[first:last] if step.call is None}
+        return Linked(program, steps, activations)
 
-    def _groups(self, steps: Sequence[Step], dtype: str) -> list[tuple[int, int]]:
-        """Float64, which is for checking, has no chains: on older GPUs they would have too few registers."""
+    def groups(self, steps: Sequence[Step], dtype: str) -> list[tuple[int, int]]:
+        """Return the places of steps that go into one launch each, (first, last + 1).
+
+        Float64, which is for checking, has no chains: on older GPUs they would have too few registers.
+        """
         if self.uses_library and dtype == "float32":
             return chains(steps)
         return [(i, i + 1) for i in range(len(steps))]
@@ -160,7 +147,7 @@ class DeviceExecutor:
         """Return a linked training step that also moves the counters on."""
         linked = self.linked(program)
         step = advance(CONTROL, self.memory, linked.activations, plan.batch.rows, plan.steps)
-        return self._link(linked.program, [*linked.steps, step], linked.activations)
+        return replace(linked, steps=[*linked.steps, step])
 
     def linked(self, program: Program) -> Linked:
         return self._linked[id(program)][1]
@@ -180,17 +167,30 @@ class DeviceExecutor:
             self.compiled_for(dtype), self._alone, frozenset(), self._chained, self._large
         )
 
+    def encode(self, linked: Linked) -> np.ndarray:
+        """Return the rows of a linked program, (steps, ROW_WIDTH) int64, on the host; what they point at is made."""
+        steps = linked.steps
+        scratch = self.backend.allocate(scratch_bytes(steps))
+        scalars = self.backend.asarray(np.zeros((max(1, len(steps)), 8)))
+        rows, values = encode_steps(steps, address(scalars), address(scratch))
+        if steps:
+            self.device.copy_in(scalars, values)
+        self._pointed_at += [scratch, scalars]
+        return rows
+
     def launches(self, linked: Linked) -> list[Launch]:
         """Return what launches the groups of a linked program, one by one."""
-        kernels, launches = self.kernels(linked.program.dtype), []
-        for first, last in linked.groups:
+        kernels, rows = self.kernels(linked.program.dtype), self.encode(linked)
+        groups, launches = self.groups(linked.steps, linked.program.dtype), []
+        table: Any = self.backend.asarray(rows) if len(groups) < len(rows) else None
+        for first, last in groups:
             step = linked.steps[first]
             if last - first > 1:
-                launch = kernels.launch_chain(linked.table[first:last], last - first)
+                launch = kernels.launch_chain(table[first:last], last - first)
             elif step.call is not None:
                 launch = self.device.product(self._product(step, linked.activations))
             else:
-                launch = kernels.launch(step.operation, linked.rows[first], step.blocks, THREADS)
+                launch = kernels.launch(step.operation, rows[first], step.blocks, THREADS)
             launches.append(launch)
         return launches
 

@@ -16,7 +16,8 @@ from ..backend import Backend
 from ..kernels import CONTROL_SIZE
 from ..kernels.cuda import RESIDENT_THREADS
 from ..kernels.cuda.device import Kernels
-from ..program import RING, Program
+from ..program import RING
+from .patterns import Patterns
 
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
@@ -33,10 +34,11 @@ WORDS = 11
 
 @dataclass
 class Entry:
-    """A network as the kernel takes it, and what it points at."""
+    """A network as the kernel takes it, compiled for it, and what it points at."""
 
     words: np.ndarray
     shared_bytes: int
+    kernels: Kernels
     keep: list[Any]
 
 
@@ -96,7 +98,6 @@ class Tables:
 @dataclass
 class _Request:
     entry: Entry
-    kernels: Kernels
     n_steps: int
     error: BaseException | None = None
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -115,14 +116,14 @@ class Gang:
     Attributes:
         members: how many networks there are, those too that have left: what depends on their number, such as the
             executor of each, must not depend on how far the others are.
-        lowered: programs, each with what it was lowered to.
+        patterns: what those that are alike have in common.
     """
 
     def __init__(self, backend: Backend, ring: Any = None) -> None:
         assert backend.device is not None
         self._backend, self._device, self._ring = backend, backend.device, ring
         self.members = 0
-        self.lowered: list[tuple[Program, Program]] = []
+        self.patterns = Patterns()
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
         self._waiting: list[_Request] = []
@@ -185,9 +186,9 @@ class Gang:
                 self._tables = Tables(self._backend, self.members, self._ring)
             return self._tables
 
-    def run(self, seat: Seat, entry: Entry, kernels: Kernels, n_steps: int) -> None:
+    def run(self, seat: Seat, entry: Entry, n_steps: int) -> None:
         """Do `n_steps` steps of a network beside those of the others; fewer, where that takes `TOGETHER_SECONDS`."""
-        request = _Request(entry, kernels, n_steps)
+        request = _Request(entry, n_steps)
         request.turn.acquire()
         with self._lock:
             self._waiting.append(request)
@@ -207,8 +208,8 @@ class Gang:
         try:
             assert self._tables is not None
             self._tables.copy_in()
-            for kernels in {id(r.kernels): r.kernels for r in requests}.values():
-                self._launch([r for r in requests if r.kernels is kernels], kernels)
+            for kernels in {id(r.entry.kernels): r.entry.kernels for r in requests}.values():
+                self._launch([r for r in requests if r.entry.kernels is kernels], kernels)
             self._tables.copy_out(max(request.n_steps for request in requests))
         except BaseException as raised:  # each of them must hear of it
             error = raised
@@ -272,20 +273,17 @@ class Seat:
             "ring": self.ring,
         }
 
-    def run(
-        self, entry: Entry, kernels: Kernels, n_steps: int, control: np.ndarray, rates: np.ndarray
-    ) -> None:
+    def run(self, entry: Entry, n_steps: int, control: np.ndarray, rates: np.ndarray) -> None:
         """Do the next steps, see `Gang.run`.
 
         Args:
             entry: the network.
-            kernels: compiled for it.
             n_steps: at most.
             control: its counters on the host, which go on.
             rates: of the steps, at least.
         """
         self._tables.take(self.row, control, rates)
-        self.gang.run(self, entry, kernels, n_steps)
+        self.gang.run(self, entry, n_steps)
         control[...] = self._tables.host_control[self.row]
 
     def losses(self, count: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..arena import Arena
 from ..backend import Backend
 from ..kernels import BFLOAT16, EPOCH, POSITION, SEED
 from ..kernels.cuda.device import Launch
@@ -26,7 +25,7 @@ from .device import DeviceExecutor, Linked, product_kind
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .products import by_own_kernel, fuse_epilogues
-from .unfolding import OWN_PRODUCTS, unfold
+from .unfolding import OWN_PRODUCTS
 from .workers import multiply_adds_of
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class GraphExecutor(DeviceExecutor):
         self, backend: Backend, memory: Memory, workers: int | None = None, precision: str = "float32"
     ) -> None:
         super().__init__(backend, memory, workers, precision)
-        self._ready: dict[tuple[int, int], tuple[Linked, list[Launch]]] = {}
+        self._ready: dict[tuple[int, int], list[Launch]] = {}
         self._graphs: dict[tuple[int, Chunk], Launch] = {}
         self._copying: Linked | None = None
         self._copy_launches: list[Launch] | None = None
@@ -171,10 +170,8 @@ class GraphExecutor(DeviceExecutor):
             self.memory.arrays[DATA_COPY] = memory.view(BFLOAT16).reshape(x.shape)
             copy("X", x.shape, DATA_COPY)
         if calls:
-            self._alone.add("cast_bf16")
-            program, none = Program(tuple(calls), {}, frozenset(), 1), Arena(self.backend, ())
-            steps = unfold(program, self.memory, none, self._most_blocks(), self.in_library)
-            self._copying = self._link(program, steps, none)
+            copying = Program(tuple(calls), {}, frozenset(), 1)
+            self._copying = self._link(copying, self.backend.allocate(0))
 
     def execute(self, program: Program) -> None:
         self.copy_in()
@@ -216,8 +213,8 @@ class GraphExecutor(DeviceExecutor):
         key = (id(program), id(plan))
         if key not in self._ready:
             linked = self.linked(program) if plan is None else self.with_advance(program, plan)
-            self._ready[key] = (linked, self.launches(linked))
-        return self._ready[key][1]
+            self._ready[key] = self.launches(linked)
+        return self._ready[key]
 
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)

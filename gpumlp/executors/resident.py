@@ -6,8 +6,9 @@ network uses one multiprocessor; a `Gang` lets hundreds of them share a launch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,15 @@ from ..backend import Backend, address
 from ..kernels import SLOT
 from ..kernels.cuda import COPY_IN, COPY_OUT, RESIDENT_THREADS, SCRATCH_BYTES
 from ..kernels.cuda.device import Kernels
-from ..program import RING, Memory, Program
-from .device import DeviceExecutor, Linked
-from .gang import Entry, Gang, Seat
+from ..kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS, SCRATCH
+from ..program import RING, Memory, Program, activation_bytes
+from .device import CONTROL, DeviceExecutor, Linked
+from .gang import WORDS, Entry, Gang, Seat
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
+from .patterns import Movable, Span, Walk, overlap
 from .products import by_own_kernel, fuse_epilogues
+from .unfolding import advance, encode_steps, scratch_bytes
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -32,6 +36,14 @@ STATIC_SHARED = SCRATCH_BYTES + 1024
 
 SMALL_ARRAY = 16 * 1024
 """Bytes up to which rows of data are worth a place in shared memory."""
+
+SCALARS_AT, SCRATCH_AT = 1 << 61, 1 << 62
+"""Addresses that no memory has, for pieces that are made when rows are put to their place."""
+
+ADDRESSES_OF_ROWS = np.isin(
+    np.arange(ROW_WIDTH), [SCALARS, SCRATCH, *range(OPERANDS, ROW_WIDTH, OPERAND_WIDTH)]
+)
+ADDRESSES_OF_STAGES = np.arange(4) == 0
 
 
 class ResidentExecutor(DeviceExecutor):
@@ -53,6 +65,7 @@ class ResidentExecutor(DeviceExecutor):
         if self._seat.gang.members > 1:
             self.first_block = RING  # the gang ends it
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
+        self._lowered: dict[int, tuple[Program, Program]] = {}
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
         # in float64, which is for checking, narrow products want more registers than the kernel leaves them
@@ -62,65 +75,103 @@ class ResidentExecutor(DeviceExecutor):
             *(fuse_epilogues(by_own_kernel), fuse_bias_activation, fuse_gradient_bias),
         )
 
-    def _lower(self, program: Program) -> Program:
-        """Networks of a gang that are alike have equal programs, which are lowered once."""
-        for given, lowered in self._seat.gang.lowered:
-            if given == program:
-                return lowered
-        lowered = super()._lower(program)
-        self._seat.gang.lowered.append((program, lowered))
-        return lowered
-
     def _most_blocks(self) -> int:
         return 1
 
     def kernels(self, dtype: str) -> Kernels:
         return self.device.kernels(dtype, frozenset(), self._alone, frozenset(), self._large)
 
-    def execute(self, program: Program) -> None:
-        """Run a program as a step is run, by itself; not once a step was bad."""
-        entry = self._entry([None, self.linked(program)], 1, COPY_IN | COPY_OUT)
-        entry.words[-1] = 1
-        self.copy_in()
-        with self.backend.active():
-            network = self.backend.asarray(entry.words)
-            kernels = self.kernels(program.dtype)
-            kernels.launch_resident(network, 1, RESIDENT_THREADS, entry.shared_bytes)()
-        self.copy_out()
+    # --- linking -----------------------------------------------------------------------------------------------
 
-    def run(self, plan: StepPlan, n_steps: int) -> int:
-        if id(plan) not in self._entries:
-            linked = [self.linked(plan.begin), self.with_advance(plan.batch, plan)]
-            linked += [] if plan.last is None else [self.with_advance(plan.last, plan)]
-            self._entries[id(plan)] = (plan, self._entry(linked, plan.steps))
-        control, rates = self._host["control"], self._host["rates"][:n_steps]
-        self.set_places(plan.batch.rows)
-        kernels = self.kernels(plan.batch.dtype)
-        with self.backend.active():
-            self._seat.run(self._entries[id(plan)][1], kernels, n_steps, control, rates)
-        return int(control[SLOT])
+    def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
+        self._pattern = self._seat.gang.patterns.find(self._layout(), programs, self._lower)
+        pairs = zip(programs, self._pattern.lowered, strict=True)
+        self._lowered = {id(source): (source, program) for source, program in pairs}
+        nbytes = max(map(activation_bytes, self._pattern.lowered), default=0)
+        self._activations = self.backend.allocate(nbytes)
 
-    def losses(self, count: int) -> np.ndarray:
-        return self._seat.losses(count)
+    def linked(self, program: Program) -> Linked:
+        """A program by itself, at its first use: networks that are like another one need none."""
+        if id(program) not in self._linked:
+            source, lowered = self._lowered[id(program)]
+            self._linked[id(program)] = source, self._link(lowered, self._activations)
+        return self._linked[id(program)][1]
 
-    def _entry(self, programs: Sequence[Linked | None], steps: int, activations: int = 0) -> Entry:
-        """What begins an epoch, the step, and the short one, as far as they are there.
+    def _layout(self) -> Hashable:
+        """What tells whether rows for another network's memory are right for this one's."""
+        arrays = self.memory.arrays
+        if overlap(_spans(self._pieces())):  # an address would be within two pieces: like no other
+            return object()
+        return (
+            tuple((role, *arena.segments.values()) for role, arena in self.memory.arenas.items()),
+            tuple((name, a.shape, a.dtype, address(a) % 16) for name, a in arrays.items()),
+        )
+
+    def _pieces(self) -> list[Any]:
+        """All memory that operands may lie in, but for the intermediate tensors."""
+        return [*(arena.memory for arena in self.memory.arenas.values()), *self.memory.arrays.values()]
+
+    def _entry(self, programs: tuple[Program | None, ...], plan: StepPlan | None = None) -> Entry:
+        """The network as the kernel takes it: stages, rows and scalars in one piece of memory, and working memory.
 
         Args:
-            activations: flags of the intermediate tensors, of which a user sets or reads some.
+            programs: what begins an epoch, the step, and the short one, as far as they are there.
+            plan: of the training whose programs they are; None for one that is run by itself.
         """
-        linked = [program for program in programs if program is not None]
-        tables = [None if program is None else self.backend.asarray(program.rows) for program in programs]
-        rows_bytes = sum(program.rows.nbytes for program in linked)
-        stages, end = self._stages(self._candidates(linked, activations), aligned(rows_bytes))
-        placed = self.backend.asarray(stages)
-        places = [(0, 0) if table is None else (address(table), len(table)) for table in tables]
-        places += [(0, 0)] * (3 - len(places))
-        control = address(self.memory.arrays["control"])
-        words = [*(n for place in places for n in place), control, address(placed), len(stages), steps, 0]
-        return Entry(np.array(words, dtype=np.int64), end, [tables, placed, linked])
+        places = {id(source): k for k, (source, _) in enumerate(self._lowered.values())}
+        key = tuple(-1 if p is None else places[id(p)] for p in programs), plan and plan.steps
+        walk = self._pattern.walk(key, lambda: self._write(programs, plan))
+        sizes = [walk.rows.words.nbytes, walk.stages.words.nbytes, walk.scalars.nbytes, walk.scratch_bytes]
+        *firsts, end = accumulate(map(aligned, sizes), initial=0)
+        memory = self.backend.allocate(end)
+        at_rows, at_stages, at_scalars, at_scratch = (address(memory) + first for first in firsts)
+        pieces = [address(piece) for piece in (*self._pieces(), self._activations)]
+        starts = np.array([0, *pieces, at_scalars, at_scratch])
+        filled = np.zeros(firsts[-1] // 8, np.int64)
+        parts = [walk.rows.at(starts), walk.stages.at(starts), walk.scalars.view(np.int64)]
+        for first, part in zip(firsts, parts, strict=False):
+            filled[first // 8 : first // 8 + part.size] = part.ravel()
+        self.device.copy_in(memory[: filled.nbytes].view(np.int64), filled)
+        words = np.zeros(WORDS, np.int64)
+        row_bytes = 8 * ROW_WIDTH
+        for k, (first, count) in enumerate(
+            zip(accumulate(walk.counts, initial=0), walk.counts, strict=False)
+        ):
+            words[2 * k : 2 * k + 2] = at_rows + first * row_bytes, count
+        control, n_stages = address(self.memory.arrays["control"]), len(walk.stages.words)
+        words[6:10] = control, at_stages, n_stages, 1 if plan is None else plan.steps
+        return Entry(words, walk.shared_bytes, walk.kernels, [memory])
 
-    def _stages(self, candidates: Iterable[tuple[Any, int]], first: int) -> tuple[np.ndarray, int]:
+    def _write(self, programs: tuple[Program | None, ...], plan: StepPlan | None) -> Walk:
+        """Write what all networks like this one walk."""
+        everything = [
+            self.linked(source) for source, _ in self._lowered.values()
+        ]  # one module has all operations
+        steps = [[] if program is None else list(self.linked(program).steps) for program in programs]
+        if plan is not None:
+            none = everything[0].activations
+            moves_on = advance(CONTROL, self.memory, none, plan.batch.rows, plan.steps)
+            steps[1:] = [[*program, moves_on] for program in steps[1:]]
+        scalars_at = accumulate((64 * len(program) for program in steps), initial=SCALARS_AT)
+        written = [encode_steps(p, at, SCRATCH_AT) for p, at in zip(steps, scalars_at, strict=False)]
+        rows, scalars = (np.concatenate(parts) for parts in zip(*written, strict=True))
+        scratch = max(map(scratch_bytes, steps))  # the programs take turns
+        spans = _spans([*self._pieces(), self._activations])
+        spans += [(SCALARS_AT, scalars.nbytes), (SCRATCH_AT, scratch)]
+        # a user sets or reads intermediate tensors of a program that runs by itself
+        activations = 0 if plan is not None else COPY_IN | COPY_OUT
+        stages, end = self._stages(self._candidates(spans[-2:], activations), aligned(rows.nbytes))
+        return Walk(
+            Movable.of(rows, ADDRESSES_OF_ROWS, spans),
+            tuple(map(len, steps)),
+            Movable.of(stages, ADDRESSES_OF_STAGES, spans),
+            scalars,
+            scratch,
+            end,
+            self.kernels(everything[0].program.dtype),
+        )
+
+    def _stages(self, candidates: Iterable[tuple[Span, int]], first: int) -> tuple[np.ndarray, int]:
         """What lies in shared memory, (stages, 4) int64, and where that ends; what does not fit stays outside."""
         limit = self.device.shared_bytes - STATIC_SHARED
         if first > limit:
@@ -128,26 +179,60 @@ class ResidentExecutor(DeviceExecutor):
                 f"a program of {first} bytes does not fit the {limit} of shared memory; use the graph executor"
             )
         stages, end = [], first
-        for array, flags in candidates:
-            nbytes = array.nbytes
-            if nbytes and address(array) % 16 == 0 and end + aligned(nbytes) <= limit:
-                stages.append((address(array), nbytes, end, flags))
+        for (start, nbytes), flags in candidates:
+            if nbytes and start % 16 == 0 and end + aligned(nbytes) <= limit:
+                stages.append((start, nbytes, end, flags))
                 end += aligned(nbytes)
         return np.array(stages, dtype=np.int64).reshape(-1, 4), end
 
-    def _candidates(self, linked: Sequence[Linked], activations: int) -> Iterable[tuple[Any, int]]:
-        """Memory in the order in which it gains from being near."""
+    def _candidates(self, made: list[Span], activations: int) -> Iterable[tuple[Span, int]]:
+        """Memory in the order in which it gains from being near, with what is copied of it.
+
+        Args:
+            made: the scalars and the working memory.
+            activations: flags of the intermediate tensors.
+        """
         arrays, both = self.memory.arrays, COPY_IN | COPY_OUT
-        yield arrays["control"], both
-        for program in linked:
-            yield program.scalars, COPY_IN
-            yield program.scratch, 0
-        yield max((p.activations.memory for p in linked), key=lambda memory: memory.nbytes), activations
+        yield _span(arrays["control"]), both
+        yield from zip(made, (COPY_IN, 0), strict=True)
+        yield _span(self._activations), activations
         for role in ("parameters", "gradients", "state"):
-            yield self.memory.arenas[role].memory, both
+            yield _span(self.memory.arenas[role].memory), both
         for role, arena in self.memory.arenas.items():
             if role.startswith("slot."):
-                yield arena.memory, both
+                yield _span(arena.memory), both
         for name in ("index", "rows", "X", "y", "weight"):
             if name in arrays and arrays[name].nbytes <= SMALL_ARRAY:
-                yield arrays[name], both if name == "index" else COPY_IN
+                yield _span(arrays[name]), both if name == "index" else COPY_IN
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    def execute(self, program: Program) -> None:
+        """Run a program as a step is run, by itself; not once a step was bad."""
+        entry = self._entry((None, program))
+        entry.words[-1] = 1
+        self.copy_in()
+        with self.backend.active():
+            network = self.backend.asarray(entry.words)
+            entry.kernels.launch_resident(network, 1, RESIDENT_THREADS, entry.shared_bytes)()
+        self.copy_out()
+
+    def run(self, plan: StepPlan, n_steps: int) -> int:
+        if id(plan) not in self._entries:
+            self._entries[id(plan)] = (plan, self._entry(plan.programs, plan))
+        control, rates = self._host["control"], self._host["rates"][:n_steps]
+        self.set_places(plan.batch.rows)
+        with self.backend.active():
+            self._seat.run(self._entries[id(plan)][1], n_steps, control, rates)
+        return int(control[SLOT])
+
+    def losses(self, count: int) -> np.ndarray:
+        return self._seat.losses(count)
+
+
+def _span(array: Any) -> Span:
+    return address(array), array.nbytes
+
+
+def _spans(arrays: Iterable[Any]) -> list[Span]:
+    return [_span(array) for array in arrays]

@@ -213,13 +213,12 @@ def test_a_full_batch_in_bfloat16_reads_one_copy_of_the_data(stand_in, monkeypat
     monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
     stand_in()
     casts: list[Any] = []
-    unfold = graph.unfold
+    unfold = unfolding.unfold
 
     def noted(program, *arguments):
         casts.extend(call for call in program.calls if call.kernel == "cast_bf16")
         return unfold(program, *arguments)
 
-    monkeypatch.setattr(graph, "unfold", noted)
     monkeypatch.setattr("gpumlp.executors.device.unfold", noted)
     found, expected = (
         train("stand-in", epochs=3, batch_size=None, precision=precision) for precision in ("bf16", "float32")
