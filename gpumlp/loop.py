@@ -288,11 +288,12 @@ class FitLoop:
         if len(ends):
             divisor = np.maximum(sums[1][:-1], 1e-300) if by_mean else 1.0
             first = len(history) + 1
+            lr = [float(rates[0])] * len(ends) if self.constant_rate else rates[ends].tolist()
             history.add_epochs(
                 {
                     "epoch": list(range(first, first + len(ends))),
                     "loss": (sums[0][:-1] / divisor).tolist(),
-                    "lr": rates[ends].tolist(),
+                    "lr": lr,
                     "seconds": (history.train_seconds + seconds * (ends + 1) / done).tolist(),
                 }
             )
@@ -362,7 +363,13 @@ def _sums_by_epoch(values: np.ndarray, before: float, first: int, steps: int) ->
     if len(values) < first:
         return head
     whole = first + (len(values) - first) // steps * steps
-    inner = np.cumsum(values[first:whole].reshape(-1, steps), axis=1)[:, -1]
+    epochs = values[first:whole].reshape(-1, steps)
+    if len(epochs) > steps:  # many short ones: step by step, since each cumulative sum is a call
+        inner = epochs[:, 0].copy()
+        for step in range(1, steps):
+            inner += epochs[:, step]
+    else:
+        inner = np.cumsum(epochs, axis=1)[:, -1]
     tail = np.cumsum(np.append(0.0, values[whole:]))[-1:]
     return np.concatenate([head, inner, tail])
 

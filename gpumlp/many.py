@@ -106,9 +106,9 @@ def fit_many(
 ) -> list[History]:
     """Train many networks side by side on the same data; each ends with the bits that it would have alone.
 
-    On a GPU small networks share each launch, a multiprocessor each; large ones, of which each fills the GPU, train
-    one after the other. Networks between the two, which alone would train on the graph executor, round otherwise in
-    common launches: their bits are those of any `fit_many`.
+    On a GPU small networks share each launch, one or two to a multiprocessor; large ones, of which each fills the
+    GPU, train one after the other. Networks between the two, which alone would train on the graph executor, round
+    otherwise in common launches: their bits are those of any `fit_many`.
 
     Args:
         trainers: one a network; `make_trainers` makes them from networks, settings or seeds. One that names no

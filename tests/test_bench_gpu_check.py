@@ -105,7 +105,7 @@ def test_every_section_runs_on_the_stand_in_and_writes_what_it_found(tmp_path, c
                 *(
                     "sweep",
                     "mlpnn, tf32, graph without narrow products",
-                    "small, float32, resident with 128 threads",
+                    "small, float32, resident with 256 threads",
                 ),
             ],
         ),

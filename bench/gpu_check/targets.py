@@ -12,8 +12,8 @@ from typing import Any
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
-from gpumlp.executors import gang, graph, narrow, resident, unfolding
-from gpumlp.kernels import cuda
+from gpumlp.executors import graph, narrow, resident, unfolding
+from gpumlp.kernels.cuda import RESIDENT_THREADS
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
@@ -87,28 +87,28 @@ class Change:
         words: what it makes of the executor.
         kind: of the executor, of `EXECUTORS`.
         constant: its name.
-        modules: that have it.
+        module: that has it.
         value: in its place.
     """
 
     words: str
     kind: str
     constant: str
-    modules: tuple[Any, ...]
+    module: Any
     value: Any
 
 
-WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", (unfolding,), 0)
-WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", (narrow,), 0)
-FEWER_THREADS = Change(
-    "resident with 128 threads", "resident", "RESIDENT_THREADS", (cuda, gang, resident), 128
+WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", unfolding, 0)
+WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", narrow, 0)
+MORE_THREADS = Change(
+    "resident with 256 threads", "resident", "NEIGHBOUR_THREADS", resident, RESIDENT_THREADS
 )
 GRADIENTS_IN_EPILOGUES = Change(
-    "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", (graph,), frozenset()
+    "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", graph, frozenset()
 )
-BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", (graph,), 0)
-FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", (graph,), 2_000_000)
-SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", (graph,), 8)
+BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
+FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
+SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
 OTHERWISE = (
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
     ("small", "float32", BY_LIBRARY),
@@ -120,7 +120,7 @@ OTHERWISE = (
     ("small", "float32", WITHOUT_NARROW),
     ("mlpnn", "bf16", WITHOUT_NARROW),
     ("mlpnn", "tf32", WITHOUT_NARROW),
-    ("small", "float32", FEWER_THREADS),
+    ("small", "float32", MORE_THREADS),
     ("small", "float32", WITHOUT_CHAINS),
     ("ee6132", "float32", SHORT_GRAPHS),
 )
@@ -169,14 +169,12 @@ def row(context: Context, name: str, precision: str, kind: str, peaks: dict[str,
 
 def otherwise(change: Change, context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:
     """Measure a workload with another value of a constant."""
-    usual = getattr(change.modules[0], change.constant)
-    for module in change.modules:
-        setattr(module, change.constant, change.value)
+    usual = getattr(change.module, change.constant)
+    setattr(change.module, change.constant, change.value)
     try:
         return row(context, name, precision, change.kind, peaks)
     finally:
-        for module in change.modules:
-            setattr(module, change.constant, usual)
+        setattr(change.module, change.constant, usual)
 
 
 def _measured(context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..backend import Backend
 from ..kernels import CONTROL_SIZE
-from ..kernels.cuda import RESIDENT_THREADS
 from ..kernels.cuda.device import Kernels
 from ..program import RING
 from .patterns import Patterns
@@ -38,6 +37,7 @@ class Entry:
 
     words: np.ndarray
     shared_bytes: int
+    threads: int
     kernels: Kernels
     keep: list[Any]
 
@@ -69,7 +69,7 @@ class Tables:
         self.ring = rows(RING, 2, dtype="float64") if ring is None else ring
         self.host_control = np.zeros((members, CONTROL_SIZE), np.int64)
         self.host_rates = np.zeros((members, RING))
-        self.losses = np.zeros((members, 0, 2))
+        self.losses = self._landing = np.zeros((members, 0, 2))
         self._stale = False
 
     def take(self, row: int, control: np.ndarray, rates: np.ndarray) -> None:
@@ -92,7 +92,12 @@ class Tables:
         """Bring back the counters, and the losses of so many steps."""
         assert self._device is not None
         self.host_control[...] = self._device.copy_out(self.control)
-        self.losses = self._device.copy_out(self.ring[:, :steps])
+        new = self.ring[:, :steps]
+        if (
+            self._landing.size < new.size
+        ):  # kept, since new pages for each block would cost as much as the copy
+            self._landing = self._device.pinned(new.shape, "float64")
+        self.losses = self._device.copy_out(new, self._landing.ravel()[: new.size].reshape(new.shape))
 
 
 @dataclass
@@ -208,9 +213,10 @@ class Gang:
         try:
             assert self._tables is not None
             self._tables.copy_in()
-            for kernels in {id(r.entry.kernels): r.entry.kernels for r in requests}.values():
-                self._launch([r for r in requests if r.entry.kernels is kernels], kernels)
-            self._tables.copy_out(max(request.n_steps for request in requests))
+            alike: dict[tuple[int, int], list[_Request]] = {}
+            for request in requests:
+                alike.setdefault((id(request.entry.kernels), request.entry.threads), []).append(request)
+            self._tables.copy_out(max([self._launch(together) for together in alike.values()]))
         except BaseException as raised:  # each of them must hear of it
             error = raised
         for request in requests:
@@ -218,14 +224,16 @@ class Gang:
             self._turns.append(request.turn)
         self._give_turns()
 
-    def _launch(self, requests: list[_Request], kernels: Kernels) -> None:
-        """Do the steps of all requests, or of many as many as there is time for."""
+    def _launch(self, requests: list[_Request]) -> int:
+        """Do the steps of requests that have one kernel, or of many as many as there is time for; return the most."""
         assert self._tables is not None
         words = np.stack([request.entry.words for request in requests])
-        left = np.array([request.n_steps for request in requests])
+        wanted = np.array([request.n_steps for request in requests])
+        left = wanted.copy()
         shared_bytes = max(request.entry.shared_bytes for request in requests)
         networks = self._tables.networks[: len(requests)]
-        launch = kernels.launch_resident(networks, len(requests), RESIDENT_THREADS, shared_bytes)
+        first = requests[0].entry
+        launch = first.kernels.launch_resident(networks, len(requests), first.threads, shared_bytes)
         time_left = TOGETHER_SECONDS if self.members > 1 else math.inf
         while left.any() and time_left > 0:
             words[:, -1] = np.minimum(left, self._steps_a_launch)
@@ -238,6 +246,7 @@ class Gang:
             left -= words[:, -1]
             time_left -= seconds
             self._steps_a_launch = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
+        return int((wanted - left).max())
 
 
 class Seat:

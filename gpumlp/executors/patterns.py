@@ -76,6 +76,7 @@ class Walk:
         scalars: of the rows, (rows, 8).
         scratch_bytes: of working memory.
         shared_bytes: of shared memory.
+        threads: of the block.
         kernels: compiled for the rows.
     """
 
@@ -85,6 +86,7 @@ class Walk:
     scalars: np.ndarray
     scratch_bytes: int
     shared_bytes: int
+    threads: int
     kernels: Kernels
 
 

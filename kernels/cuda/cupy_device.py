@@ -184,9 +184,9 @@ class CupyDevice:
             target.set(given)
             self._stream.synchronize()  # CuPy does not wait, and a GPU may read the host's memory in place
 
-    def copy_out(self, source: Array) -> np.ndarray:
+    def copy_out(self, source: Array, target: np.ndarray | None = None) -> np.ndarray:
         with self.active():
-            return np.asarray(source.get())
+            return np.asarray(source.get(out=target))
 
     def stage(self, target: Array, source: np.ndarray) -> Launch:
         with self._cupy.cuda.Device(self.index):

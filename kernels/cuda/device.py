@@ -122,8 +122,8 @@ class Device(Protocol):
     def copy_in(self, target: Array, source: np.ndarray) -> None:
         """Copy from the host, in the order of the stream; `source` may be reused at once."""
 
-    def copy_out(self, source: Array) -> np.ndarray:
-        """Return a copy on the host, once all work before is done."""
+    def copy_out(self, source: Array, target: np.ndarray | None = None) -> np.ndarray:
+        """Return a copy on the host, once all work before is done: `target`, contiguous, where that is given."""
 
     def stage(self, target: Array, source: np.ndarray) -> Launch:
         """Start a copy from page-locked memory beside the stream; return what waits until it is done."""

@@ -39,9 +39,9 @@ def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alon
     launched: list[int] = []
     launch = Gang._launch
 
-    def noted(self, requests, kernels):
+    def noted(self, requests):
         launched.append(len(requests))
-        return launch(self, requests, kernels)
+        return launch(self, requests)
 
     monkeypatch.setattr(Gang, "_launch", noted)
     stand_in()

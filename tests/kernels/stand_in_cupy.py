@@ -76,9 +76,15 @@ class DeviceArray(np.ndarray):
         check(not stream.captures, "a copy from the host while its stream is captured")
         stream.copies.append(lambda: self.view(np.ndarray).__setitem__(..., arr))
 
-    def get(self):
+    def get(self, out=None):
         CUDA.stream.synchronize()
-        return np.array(self.view(np.ndarray))
+        if out is None:
+            return np.array(self.view(np.ndarray))
+        assert type(out) is np.ndarray
+        assert (out.dtype, out.shape) == (self.dtype, self.shape)
+        assert out.flags.c_contiguous
+        out[...] = self.view(np.ndarray)
+        return out
 
 
 class Event:
