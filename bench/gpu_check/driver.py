@@ -96,8 +96,7 @@ class Run:
                     self.close()
                     raise
             for i, section in enumerate(alone):
-                after = sum(min(s.seconds, 45.0) for s in alone[i + 1 :] if s.name != "peers")
-                self._section(section, keep=after)
+                self._section(section, keep=sum(s.kept for s in alone[i + 1 :]))
             self.result["finished"] = True
         finally:
             self.close()

@@ -11,7 +11,7 @@ from gpumlp.commands.bench_text import number
 def text(result: Mapping[str, Any]) -> str:
     """Return what it ran on, a line for each section, what failed, the targets and the peers."""
     lines = [*_head(result), "", *_sections(result)]
-    for part in (_errors(result), _targets(result), _peers(result), _faults(result)):
+    for part in (_errors(result), _speeds(result), _peers(result), _faults(result)):
         if part:
             lines += ["", *part]
     summary = result["summary"]
@@ -61,8 +61,12 @@ def _errors(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _targets(result: Mapping[str, Any]) -> list[str]:
-    records = result["sections"].get("targets", {}).get("checks", [])
+def _speeds(result: Mapping[str, Any]) -> list[str]:
+    records = [
+        record
+        for name in ("targets", "changes")
+        for record in result["sections"].get(name, {}).get("checks", [])
+    ]
     measured = [r for r in records if r["status"] == "measured"]
     if not measured:
         return []

@@ -19,6 +19,7 @@ class Section:
         seconds: that it may take.
         alone: whether nothing else may run on the GPU meanwhile.
         on_host: whether the stand-in can do any of it.
+        kept: seconds that those before it leave it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Section:
     seconds: float
     alone: bool = False
     on_host: bool = True
+    kept: float = 0.0
 
     def checks(self, context: Context) -> list[Check]:
         """Return its checks, in order."""
@@ -41,7 +43,8 @@ SECTIONS: Mapping[str, Section] = {
         Section("steps", "training steps of each executor against float64, from the same state", 180),
         Section("trainings", "whole trainings against the CPU, and twice the same", 180),
         Section("targets", "speed of the workloads that have a target", 120, alone=True),
-        Section("peers", "the workloads beside PyTorch and JAX", 260, alone=True, on_host=False),
-        Section("behaviour", "interruption, memory, streaming, threads", 90, alone=True),
+        Section("peers", "the workloads beside PyTorch and JAX", 300, alone=True, on_host=False),
+        Section("behaviour", "interruption, memory, streaming, threads", 90, alone=True, kept=45),
+        Section("changes", "what it is worth that executors do what they do", 120, alone=True),
     )
 }

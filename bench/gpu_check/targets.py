@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
-from gpumlp.executors import graph, narrow, resident, unfolding
-from gpumlp.kernels.cuda import RESIDENT_THREADS
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
@@ -60,71 +58,11 @@ def checks(context: Context) -> list[Check]:
         ),
         ("ee6132", functools.partial(row, context, "ee6132", "float32", "", peaks)),
         ("sweep", functools.partial(sweep, context)),
-        *(
-            (f"{name}, {p}, {change.words}", functools.partial(otherwise, change, context, name, p, peaks))
-            for name, p, change in OTHERWISE
-        ),
-        *(
-            (f"{name}, {p}", functools.partial(row, context, name, p, "", peaks))
-            for name, p in (("ee6132", "tf32"), ("ee6132", "bf16"), ("wide", "tf32"), ("wide", "float32"))
-        ),
-        *((name, functools.partial(row, context, name, "float32", "", peaks)) for name in OTHERS),
     ]
     found += [
         Check(name, functools.partial(judged, name, run), limit=100, measures=True) for name, run in rows
     ]
     return found
-
-
-OTHERS = ("clf", "polar", "deepwide")
-
-
-@dataclass(frozen=True)
-class Change:
-    """Another value of a constant, to be compared with the one that is set.
-
-    Attributes:
-        words: what it makes of the executor.
-        kind: of the executor, of `EXECUTORS`.
-        constant: its name.
-        module: that has it.
-        value: in its place.
-    """
-
-    words: str
-    kind: str
-    constant: str
-    module: Any
-    value: Any
-
-
-WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", unfolding, 0)
-WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", narrow, 0)
-MORE_THREADS = Change(
-    "resident with 256 threads", "resident", "NEIGHBOUR_THREADS", resident, RESIDENT_THREADS
-)
-GRADIENTS_IN_EPILOGUES = Change(
-    "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", graph, frozenset()
-)
-BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
-FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
-SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
-OTHERWISE = (
-    ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
-    ("small", "float32", BY_LIBRARY),
-    ("ee6132", "float32", BY_LIBRARY),
-    ("ee6132", "float32", FEWER_OWN),
-    ("ee6132", "float32", GRADIENTS_IN_EPILOGUES),
-    ("small", "float32", GRADIENTS_IN_EPILOGUES),
-    ("ee6132", "float32", WITHOUT_NARROW),
-    ("small", "float32", WITHOUT_NARROW),
-    ("mlpnn", "bf16", WITHOUT_NARROW),
-    ("mlpnn", "tf32", WITHOUT_NARROW),
-    ("small", "float32", MORE_THREADS),
-    ("small", "float32", WITHOUT_CHAINS),
-    ("ee6132", "float32", SHORT_GRAPHS),
-)
-"""What the executors do, left out or done otherwise: the difference is its worth."""
 
 
 def workload_of(context: Context, name: str) -> Workload:
@@ -157,8 +95,11 @@ def limit(context: Context, peaks: dict[str, Peak], precision: str) -> Values:
     return {"TFLOP/s": peak.gflops / 1e3, "product": peak.n}
 
 
-def row(context: Context, name: str, precision: str, kind: str, peaks: dict[str, Peak]) -> Values:
+def row(
+    context: Context, name: str, precision: str, kind: str = "", peaks: Mapping[str, Peak] | None = None
+) -> Values:
     """Measure a workload through `Trainer.fit`, on the executor that is asked for or that it chooses."""
+    peaks = peaks or {}
     if kind == "graph" and not context.gpu.has_products:
         raise Skipped("nvmath-python is not installed: there is no graph executor")
     if not kind:
@@ -167,17 +108,7 @@ def row(context: Context, name: str, precision: str, kind: str, peaks: dict[str,
         return _measured(context, name, precision, peaks) | {"executor": kind}
 
 
-def otherwise(change: Change, context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:
-    """Measure a workload with another value of a constant."""
-    usual = getattr(change.module, change.constant)
-    setattr(change.module, change.constant, change.value)
-    try:
-        return row(context, name, precision, change.kind, peaks)
-    finally:
-        setattr(change.module, change.constant, usual)
-
-
-def _measured(context: Context, name: str, precision: str, peaks: dict[str, Peak]) -> Values:
+def _measured(context: Context, name: str, precision: str, peaks: Mapping[str, Peak]) -> Values:
     workload = workload_of(context, name)
     start = time.perf_counter()
     session = Session(workload, workload.load(), context.backend, precision)

@@ -1,0 +1,87 @@
+"""How fast other workloads are, and what it is worth that executors do what they do: left out, or done otherwise."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from gpumlp.executors import graph, narrow, resident, unfolding
+from gpumlp.kernels.cuda import RESIDENT_THREADS
+
+from .checks import Check, Context, Values
+from .targets import row
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another value of a constant, to be compared with the one that is set.
+
+    Attributes:
+        words: what it makes of the executor.
+        kind: of the executor, of `EXECUTORS`.
+        constant: its name.
+        module: that has it.
+        value: in its place.
+    """
+
+    words: str
+    kind: str
+    constant: str
+    module: Any
+    value: Any
+
+
+WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", unfolding, 0)
+WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", narrow, 0)
+MORE_THREADS = Change(
+    "resident with 256 threads", "resident", "NEIGHBOUR_THREADS", resident, RESIDENT_THREADS
+)
+GRADIENTS_IN_EPILOGUES = Change(
+    "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", graph, frozenset()
+)
+BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
+FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
+SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
+OTHERWISE = (
+    ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
+    ("small", "float32", BY_LIBRARY),
+    ("ee6132", "float32", BY_LIBRARY),
+    ("ee6132", "float32", FEWER_OWN),
+    ("ee6132", "float32", GRADIENTS_IN_EPILOGUES),
+    ("small", "float32", GRADIENTS_IN_EPILOGUES),
+    ("ee6132", "float32", WITHOUT_NARROW),
+    ("small", "float32", WITHOUT_NARROW),
+    ("mlpnn", "bf16", WITHOUT_NARROW),
+    ("mlpnn", "tf32", WITHOUT_NARROW),
+    ("small", "float32", MORE_THREADS),
+    ("small", "float32", WITHOUT_CHAINS),
+    ("ee6132", "float32", SHORT_GRAPHS),
+)
+"""What the executors do, left out or done otherwise: the difference is its worth."""
+
+OTHERS = (
+    *(("ee6132", "tf32"), ("ee6132", "bf16"), ("wide", "tf32"), ("wide", "float32")),
+    *(("clf", "float32"), ("polar", "float32"), ("deepwide", "float32")),
+)
+"""Workloads in a precision that has no target."""
+
+
+def checks(context: Context) -> list[Check]:
+    """The changes, the most telling first, then the workloads."""
+    runs = [
+        (f"{name}, {p}, {change.words}", functools.partial(otherwise, change, context, name, p))
+        for name, p, change in OTHERWISE
+    ]
+    runs += [(f"{name}, {p}", functools.partial(row, context, name, p)) for name, p in OTHERS]
+    return [Check(name, run, limit=100, measures=True) for name, run in runs]
+
+
+def otherwise(change: Change, context: Context, name: str, precision: str) -> Values:
+    """Measure a workload with another value of a constant."""
+    usual = getattr(change.module, change.constant)
+    setattr(change.module, change.constant, change.value)
+    try:
+        return row(context, name, precision, change.kind)
+    finally:
+        setattr(change.module, change.constant, usual)
