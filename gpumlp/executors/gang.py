@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ class _Request:
     entry: Entry
     n_steps: int
     error: BaseException | None = None
+    origin: TracebackType | None = None
     turn: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -202,7 +204,8 @@ class Gang:
         request.turn.acquire()
         seat.at_work = True
         if request.error is not None:
-            raise request.error
+            # with where it came from: the frames of all other members are there too by now
+            raise request.error.with_traceback(request.origin)
 
     def _launch_if_complete(self) -> None:
         """Launch once nobody is missing; the last to come does it for all."""
@@ -210,6 +213,7 @@ class Gang:
             return
         requests, self._waiting = self._waiting, []
         error: BaseException | None = None
+        origin: TracebackType | None = None
         try:
             assert self._tables is not None
             self._tables.copy_in()
@@ -218,9 +222,9 @@ class Gang:
                 alike.setdefault((id(request.entry.kernels), request.entry.threads), []).append(request)
             self._tables.copy_out(max([self._launch(together) for together in alike.values()]))
         except BaseException as raised:  # each of them must hear of it
-            error = raised
+            error, origin = raised, raised.__traceback__
         for request in requests:
-            request.error = error
+            request.error, request.origin = error, origin
             self._turns.append(request.turn)
         self._give_turns()
 

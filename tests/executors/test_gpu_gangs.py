@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -170,6 +171,19 @@ def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
     with pytest.raises(NonFiniteLossError):
         gm.fit_many(trainers, X, VALUES, epochs=4, batch_size=16, progress=False)
     assert [len(trainer.history) for trainer in trainers] == [4, len(trainers[1].history), 4]
+
+
+def test_a_launch_that_fails_says_it_once_however_many_networks_were_in_it(stand_in, monkeypatch):
+    def lose(self, requests):
+        raise MemoryError("the GPU has 5 bytes free")
+
+    stand_in()
+    monkeypatch.setattr(Gang, "_launch", lose)
+    with pytest.raises(MemoryError, match="5 bytes free") as raised:
+        many("stand-in", 20)
+    frames = [frame.name for frame in traceback.extract_tb(raised.tb)]
+    assert frames[-1] == "lose"
+    assert len(frames) < 20
 
 
 def test_settings_that_are_refused_leave_nobody_waiting(stand_in):
