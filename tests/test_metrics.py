@@ -261,6 +261,21 @@ def test_classification_scores_are_finite_and_in_range_whatever_comes(pair, thre
     assert ("roc_auc" in scores) == (len(set(true.tolist())) == n_classes)
 
 
+@settings(deadline=None, max_examples=10)
+@given(class_pairs(), st.booleans(), st.integers(0, 1000))
+def test_classification_scores_are_those_of_each_metric_by_itself(pair, weighted, seed):
+    true, _, n_classes = pair
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.1, 2, len(true)) if weighted else None
+    rows = rng.dirichlet(np.full(n_classes, 0.3), size=len(true))
+    predicted = classes_from_probabilities(rows)
+    scores = classification_scores(true, rows, n_classes, sample_weight=weights)
+    of_classes = [name for name in scores if METRICS[name].needs == "classes"]
+    assert len(of_classes) == (12 if n_classes == 2 else 9)
+    for name in of_classes:
+        assert scores[name] == METRICS[name](true, predicted, weights)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=30))
 def test_regression_scores_agree_with_each_other(pairs):
