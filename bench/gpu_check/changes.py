@@ -33,6 +33,7 @@ class Change:
 
 
 WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", unfolding, 0)
+WITHOUT_PAIRS = Change("graph without pairs of products", "graph", "PAIRED_BLOCKS", unfolding, 0)
 WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", narrow, 0)
 MORE_THREADS = Change(
     "resident with 256 threads", "resident", "NEIGHBOUR_THREADS", resident, RESIDENT_THREADS
@@ -56,6 +57,8 @@ OTHERWISE = (
     ("mlpnn", "tf32", WITHOUT_NARROW),
     ("small", "float32", MORE_THREADS),
     ("small", "float32", WITHOUT_CHAINS),
+    ("small", "float32", WITHOUT_PAIRS),
+    ("ee6132", "float32", WITHOUT_PAIRS),
     ("ee6132", "float32", SHORT_GRAPHS),
 )
 """What the executors do, left out or done otherwise: the difference is its worth."""

@@ -46,7 +46,7 @@ from .one_call import (
     written,
 )
 
-OTHERS = {"cast_bf16", "advance", *NARROW, *(f"{name}_cast" for name in UPDATES)}
+OTHERS = {"cast_bf16", "advance", "matmul_pair", *NARROW, *(f"{name}_cast" for name in UPDATES)}
 """Operations that the catalogue does not write, and that have checks of their own."""
 
 
@@ -60,6 +60,8 @@ def checks(context: Context) -> list[Check]:
             found.append(Check(f"{name} {dtype}", check, limit=60))
         run = functools.partial(check_advance, context, compiled, dtype)
         found.append(Check(f"advance {dtype}", run))
+        run = functools.partial(check_pairs, context, compiled, dtype)
+        found.append(Check(f"two products at once {dtype}", run))
     found += bfloat16_checks(context, compiled)
     found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
     found += [
@@ -156,6 +158,40 @@ def check_advance(context: Context, compiled: Compiled, dtype: str) -> Values:
     if not np.array_equal(after, bad):
         raise Failed("the counters moved on after a bad step", {"found": after, "expected": bad})
     return {"steps": 4}
+
+
+def check_pairs(context: Context, compiled: Compiled, dtype: str) -> Values:
+    """The gradients of a layer's weight and of its input, in one launch."""
+    worst = 0.0
+    for rows, width, outputs in context.either(
+        ((32, 64, 128), (64, 250, 100), (67, 131, 45)), ((32, 64, 48),)
+    ):
+        sides = {"x": (rows, width), "w": (width, outputs), "dy": (rows, outputs)}
+        sides |= {"dw": sides["w"], "dx": sides["x"]}
+        rng = np.random.default_rng(6)
+        values = {name: rng.normal(size=shape).astype(dtype) for name, shape in sides.items()}
+        o = {name: Operand(name, "", shape, dtype) for name, shape in sides.items()}
+        calls = (
+            Call("matmul", (o["x"], o["dy"], o["dw"]), {"transpose_a": True, "transpose_b": False}),
+            Call("matmul", (o["dy"], o["w"], o["dx"]), {"transpose_a": False, "transpose_b": True}),
+        )
+        arrays = {name: context.backend.asarray(value) for name, value in values.items()}
+        arrays |= {"control": new_control(0), "rates": np.zeros(1)}
+        runner = OneCall(context, Memory({}, arrays), compiled=compiled.kernels.get(dtype))
+        program = Program(calls, {}, frozenset(), rows, dtype)
+        runner.prepare(program)
+        operations = [step.operation for step in runner.linked(program).steps]
+        if operations != ["matmul_pair"]:
+            raise Failed("two products became no pair", {"operations": operations})
+        runner.run_once(program)
+        x, w, dy = (values[name].astype(np.float64) for name in ("x", "w", "dy"))
+        for name, wanted in (("dw", x.T @ dy), ("dx", dy @ w.T)):
+            found = context.backend.to_host(arrays[name]).astype(np.float64)
+            worst = max(worst, float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+    result: Values = {"error": worst, "tolerance": PRODUCT_TOLERANCE[dtype]}
+    if not worst <= PRODUCT_TOLERANCE[dtype]:
+        raise Failed(f"the relative error is {worst:.3g}", result)
+    return result
 
 
 def check_coverage(context: Context, compiled: Compiled) -> Values:

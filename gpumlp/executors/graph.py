@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..backend import Backend
@@ -12,6 +13,7 @@ from ..kernels import BFLOAT16, EPOCH, POSITION, SEED
 from ..kernels.cuda.device import Launch
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program
+from . import unfolding
 from .bfloat16 import (
     DATA_COPY,
     PARAMETERS_COPY,
@@ -22,10 +24,15 @@ from .bfloat16 import (
     use_bfloat16,
 )
 from .device import DeviceExecutor, Linked, product_kind
-from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
+from .lowering import (
+    Rewrite,
+    fuse_bias_activation,
+    fuse_gradient_bias,
+    gather_late,
+    read_full_batch_in_place,
+)
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .products import by_own_kernel, fuse_epilogues
-from .unfolding import OWN_PRODUCTS
 from .workers import multiply_adds_of
 
 if TYPE_CHECKING:
@@ -128,9 +135,12 @@ class GraphExecutor(DeviceExecutor):
                 return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
+        def is_no_chain(product: Call) -> bool:
+            return self.in_library(product) or multiply_adds_of(product) > unfolding.CHAIN_NUMBERS
+
         fusions = (
-            *(fuse_narrow_products, fuse_narrow_gradients, fuse_epilogues(supports)),
-            *(fuse_bias_activation, fuse_gradient_bias),
+            *(gather_late, fuse_narrow_products, partial(fuse_narrow_gradients, pays=is_no_chain)),
+            *(fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias),
         )
         if self.compiled_for(program.dtype) != "bf16":
             return (read_full_batch_in_place, *fusions)
@@ -144,7 +154,7 @@ class GraphExecutor(DeviceExecutor):
 
     def in_library(self, product: Call) -> bool:
         c = _result(product)
-        ours = product.kernel in OWN_PRODUCTS and product.by_name.get("mask") is None
+        ours = product.kernel in unfolding.OWN_PRODUCTS and product.by_name.get("mask") is None
         small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
         return not (ours and small and self.precision == c.dtype == "float32")
 

@@ -79,6 +79,26 @@ def read_full_batch_in_place(program: Program) -> Program:
     return substitute(program, by, dropped) if dropped else program
 
 
+def gather_late(program: Program) -> Program:
+    """Move gathers to just before the first call that reads what they gather.
+
+    Labels and weights of rows then stand beside the loss, and a GPU takes both in one launch.
+    """
+    calls = program.calls
+    order = list(range(len(calls)))
+    for i, call in reversed(list(enumerate(calls))):
+        if call.kernel.startswith("gather_"):
+            reader = next(
+                (k for k in range(i + 1, len(calls)) if call.operands[-1] in calls[k].operands), None
+            )
+            if reader is not None:
+                order.remove(i)
+                order.insert(order.index(reader), i)
+    places = {old: new for new, old in enumerate(order)}
+    marks = {name: places.get(place, place) for name, place in program.marks.items()}
+    return replace(program, calls=tuple(calls[i] for i in order), marks=marks)
+
+
 def fuse_bias_activation(program: Program) -> Program:
     """Make one pass of ``add_bias`` and the activation right behind it."""
     calls = list(program.calls)

@@ -6,7 +6,7 @@ kernel with the activation of the layer below, or with its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ..kernels import ACTIVATIONS, IN_EPILOGUES, NARROW
@@ -61,10 +61,13 @@ def _bias_of(calls: Sequence[Call], i: int, x: Operand | None, dropped: set[int]
     return calls[i].operands[0]
 
 
-def fuse_narrow_gradients(program: Program) -> Program:
+def fuse_narrow_gradients(program: Program, pays: Callable[[Call], bool] = lambda product: True) -> Program:
     """Make one call of a product with a short inner side and the gradient of the activation behind it.
 
     Where they read the same matrices, the gradient of the weight goes along, and with it that of the bias below.
+
+    Args:
+        pays: whether that is better for a product than to leave it as it is.
     """
     calls = list(program.calls)
     dropped: set[int] = set()
@@ -74,7 +77,7 @@ def fuse_narrow_gradients(program: Program) -> Program:
             continue
         a, b, c = product.operands
         saved, dy, dx = gradient.operands
-        if dy != c or not _is_short(product) or not _is_read_once(program, c):
+        if dy != c or not _is_short(product) or not _is_read_once(program, c) or not pays(product):
             continue
         kernel, operands = f"narrow_{gradient.kernel}", [a, b, saved, dx]
         weight = _weight_gradient(calls[: i - 1], saved, a)

@@ -47,8 +47,15 @@ OWN_PRODUCTS = frozenset(["matmul", "product_bias", "product_bias_relu"])
 TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 """Operands of which an operation reads a part."""
 
+PAIRED_BLOCKS = 1024
+"""Blocks of two products up to which they go into one launch; with more, each fills a GPU. `bench.gpu_check` measures
+trainings without."""
+
 NEVER_CHAINED = frozenset(
-    ["matmul", "sum_squares", "clip_by_norm", "shuffle", *(name for name in OPERATIONS if "narrow" in name)]
+    [
+        *("matmul", "matmul_pair", "sum_squares", "clip_by_norm", "shuffle"),
+        *(name for name in OPERATIONS if "narrow" in name),
+    ]
 )
 """Operations of which one counts the blocks of the other; one whose work is not that of its numbers; those that want
 more registers than a thread of so large a block has."""
@@ -122,7 +129,38 @@ def unfold(
     for step in steps:
         if step.call is None and not step.blocks:
             step.blocks = _blocks(step, most_blocks)
-    return steps
+    return steps if most_blocks == 1 else pair_products(steps)
+
+
+def pair_products(steps: Sequence[Step]) -> list[Step]:
+    """Make one step of two products side by side: the gradients of a layer's weights and of its input, for one."""
+    found: list[Step] = []
+    for step in steps:
+        before = found[-1] if found else None
+        if (
+            before is not None
+            and before.operation == step.operation == "matmul"
+            and before.call is step.call is None
+            and before.blocks + step.blocks <= PAIRED_BLOCKS
+            and _are_independent(before, step)
+        ):
+            places, blocks = [*before.places, *step.places], before.blocks + step.blocks
+            found[-1] = Step(
+                "matmul_pair", places, [*before.scalars, *step.scalars, before.blocks], blocks=blocks
+            )
+        else:
+            found.append(step)
+    return found
+
+
+def _are_independent(first: Step, second: Step) -> bool:
+    """Whether neither of two products writes what the other reads or writes."""
+
+    def meets(written: Place | None, places: Sequence[Place | None]) -> bool:
+        assert written is not None
+        return any(p and p.address < written.end and written.address < p.end for p in places)
+
+    return not meets(first.places[2], second.places) and not meets(second.places[2], first.places)
 
 
 def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Backend) -> Iterator[Step]:

@@ -101,6 +101,7 @@ _GRIDS: dict[str, tuple[Grid, int]] = {
     "dropout_grad": ("elements", 1),
     "gaussian_noise": ("elements", 1),
     "matmul": ("tiles", 2),
+    "matmul_pair": ("tiles", 2),
     "small_matmul": ("tiles", 2),
     "add_bias": ("elements", 1),
     "column_sums": ("columns", 0),
@@ -141,7 +142,8 @@ def _table() -> dict[str, Operation]:
         if "narrow" in name or name.endswith("_cast"):
             grids[name] = ("groups", 3) if name.endswith("_narrow") else ("elements", 3)
     return {
-        name: Operation(name, code, *grids[name], at_once=_at_once(name))
+        # two products at once want some registers more than one, but not fewer blocks
+        name: Operation(name, code, *grids[name], spills=name == "matmul_pair", at_once=_at_once(name))
         for code, name in enumerate(sorted(grids))
     }
 
@@ -151,7 +153,7 @@ def _at_once(name: str) -> int:
 
     Sums want registers, and so does the slope of mish.
     """
-    if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "narrow_mish_grad"):
+    if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "matmul_pair", "narrow_mish_grad"):
         return 2
     return 3 if name.startswith("narrow_") else 0
 

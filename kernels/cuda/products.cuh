@@ -234,6 +234,18 @@ __device__ void matmul(const Row& row, Block block) {
   }
 }
 
+// Two products of which neither needs the other, in one launch: operands and scalars of both, and how many of the blocks
+// take the first.
+template <typename T>
+__device__ void matmul_pair(const Row& row, Block block) {
+  const int firsts = (int)row.scalars[4], second = block.index >= firsts;
+  Row one;
+  one.scalars = row.scalars + 2 * second;
+#pragma unroll
+  for (int k = 0; k < 4; k++) one.operands[k] = second ? row.operands[4 + k] : row.operands[k];
+  matmul<T>(one, second ? Block{block.index - firsts, block.count - firsts} : Block{block.index, firsts});
+}
+
 // The same of a product that is little work, with the registers that a chain has.
 template <typename T>
 __device__ void small_matmul(const Row& row, Block block) {

@@ -4,7 +4,7 @@ import pytest
 import gpumlp as gm
 from gpumlp.executors import EagerExecutor
 from gpumlp.executors.eager import REWRITES
-from gpumlp.executors.lowering import lower, read_full_batch_in_place, substitute
+from gpumlp.executors.lowering import gather_late, lower, read_full_batch_in_place, substitute
 from gpumlp.program import Builder, Operand, plan
 
 RNG = np.random.default_rng(0)
@@ -50,6 +50,27 @@ def test_reading_in_place_gives_the_same_bits(loss, target, weight, training_ste
         step.executor.execute(step.plan.begin)
         step.executor.execute(program)
         results.append((step.ring[0].copy(), step.network.gradients.to_host()))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        assert gradient.any()
+        np.testing.assert_array_equal(gradient, results[1][1][name])
+
+
+def test_late_gathers_stand_before_what_reads_them_and_change_no_bit(training_step):
+    results = []
+    for rewrites in ((), (gather_late,)):
+        step = make(training_step, batch_rows=5)
+        program = lower(step.plan.batch, rewrites)
+        step.executor.prepare(step.plan.begin, program)
+        step.executor.execute(step.plan.begin)
+        step.executor.execute(program)
+        results.append((step.ring[0].copy(), step.network.gradients.to_host()))
+    loss = names(program).index("softmax_cross_entropy_labels")
+    assert names(program)[0] == "gather_rows"
+    assert set(names(program)[loss - 2 : loss]) == {"gather_labels", "gather_weights"}
+    before = make(training_step, batch_rows=5).plan.batch
+    for name, place in before.marks.items():
+        assert program.calls[program.marks[name]].kernel == before.calls[place].kernel
     np.testing.assert_array_equal(results[0][0], results[1][0])
     for name, gradient in results[0][1].items():
         assert gradient.any()

@@ -8,10 +8,10 @@ from gpumlp import executors
 from gpumlp.executors import unfolding
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.linking import Place
-from gpumlp.executors.unfolding import CHAIN_NUMBERS, Step, chains
+from gpumlp.executors.unfolding import CHAIN_NUMBERS, PAIRED_BLOCKS, Step, chains
 from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cuda import MAX_CHAIN
-from gpumlp.program import Call
+from gpumlp.program import Call, Memory, Operand, Program, new_control
 from tests.executors.programs import memory_of, step_program
 
 
@@ -102,3 +102,74 @@ def test_a_training_by_chains_is_the_training_without(order, stand_in, monkeypat
         found.append(network.state_dict())
     for name, value in found[0].items():
         assert_close(found[1][name], value, 1e-4)
+
+
+# --- two products in one launch --------------------------------------------------------------------------------------
+
+
+def two_products(first, second):
+    """Products of a program, and its arrays: W and dY of a layer, its input X, and the gradients dW and dX."""
+    rng = np.random.default_rng(4)
+    sides = {"X": (70, 90), "W": (90, 40), "dY": (70, 40), "dW": (90, 40), "dX": (70, 90)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in sides.items()}
+    named = {name: Operand(name, "", shape, "float32") for name, shape in sides.items()}
+    calls = [
+        Call("matmul", tuple(named[n] for n in names), {"transpose_a": ta, "transpose_b": tb})
+        for names, ta, tb in (first, second)
+    ]
+    memory = Memory({}, {**arrays, "control": new_control(0), "rates": np.zeros(1)})
+    return Program(tuple(calls), {}, frozenset(), 70), memory
+
+
+OF_WEIGHT, OF_INPUT = (("X", "dY", "dW"), True, False), (("dY", "W", "dX"), False, True)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random:5"])
+def test_two_products_in_one_launch_are_the_two_one_by_one(order, stand_in, monkeypatch):
+    backend = stand_in(order=order)
+    found = []
+    for most, operations in ((PAIRED_BLOCKS, ["matmul_pair"]), (0, ["matmul", "matmul"])):
+        monkeypatch.setattr(unfolding, "PAIRED_BLOCKS", most)
+        program, memory = two_products(OF_WEIGHT, OF_INPUT)
+        executor = GraphExecutor(backend, memory)
+        executor.prepare(program)
+        assert [step.operation for step in executor.linked(program).steps] == operations
+        executor.execute(program)
+        arrays = executor.memory.arrays
+        np.testing.assert_allclose(arrays["dW"], arrays["X"].T @ arrays["dY"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(arrays["dX"], arrays["dY"] @ arrays["W"].T, rtol=1e-4, atol=1e-4)
+        found.append(arrays)
+    for name in ("dW", "dX"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        (("X", "dW", "dY"), False, False),  # reads what the first writes
+        (("X", "W", "dY"), False, False),  # writes what the first reads
+        (("X", "dY", "dW"), True, False),  # writes what the first writes
+    ],
+)
+def test_a_product_that_needs_another_waits_for_it(second, stand_in):
+    backend = stand_in()
+    program, memory = two_products(OF_WEIGHT, second)
+    executor = GraphExecutor(backend, memory)
+    executor.prepare(program)
+    assert [step.operation for step in executor.linked(program).steps] == ["matmul", "matmul"]
+
+
+def test_the_gradients_of_a_middle_layer_are_one_launch_and_those_of_a_small_last_one_go_into_its_chain(
+    stand_in,
+):
+    backend, network = stand_in(), gm.mlp((7, 70, 60, 3), device="stand-in")
+    program = step_program(network)
+    executor = GraphExecutor(backend, memory_of(network))
+    executor.prepare(program)
+    steps = executor.linked(program).steps
+    operations = [[s.operation for s in steps[a:b]] for a, b in executor.groups(steps, "float32")]
+    assert ["matmul_pair"] in operations
+    (loss,) = [chain for chain in operations if "finish_loss" in chain]
+    assert loss.count("small_matmul") == 3  # forward, and the gradients of the weight and of the input
+    assert "gather_labels" in loss
+    assert not [name for chain in operations for name in chain if "narrow" in name]

@@ -67,7 +67,15 @@ def in_all_orders(run_cuda, size, name, values, dtype, changed, grid):
 
 
 def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_share():
-    parts = {"sum_weights", "finish_loss", "sum_squares", "cast_bf16", "advance", "small_matmul"}
+    parts = {
+        "sum_weights",
+        "finish_loss",
+        "sum_squares",
+        "cast_bf16",
+        "advance",
+        "small_matmul",
+        "matmul_pair",
+    }
     kernels = {name for name in FOR_GPUS if name not in PRODUCTS}
     assert set(OPERATIONS) == set(CATALOGUE) | parts | kernels
     assert sorted(o.code for o in OPERATIONS.values()) == list(range(len(OPERATIONS)))
