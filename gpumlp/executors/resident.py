@@ -137,15 +137,13 @@ class ResidentExecutor(DeviceExecutor):
         starts = np.array([0, *pieces, at_scalars, at_scratch])
         filled = np.zeros(firsts[-1] // 8, np.int64)
         parts = [walk.rows.at(starts), walk.stages.at(starts), walk.scalars.view(np.int64)]
-        for first, part in zip(firsts, parts, strict=False):
-            filled[first // 8 : first // 8 + part.size] = part.ravel()
+        for place, part in zip(firsts, parts, strict=False):
+            filled[place // 8 : place // 8 + part.size] = part.ravel()
         self.device.copy_in(memory[: filled.nbytes].view(np.int64), filled)
-        words = np.zeros(WORDS, np.int64)
-        row_bytes = 8 * ROW_WIDTH
-        for k, (first, count) in enumerate(
-            zip(accumulate(walk.counts, initial=0), walk.counts, strict=False)
-        ):
-            words[2 * k : 2 * k + 2] = at_rows + first * row_bytes, count
+        words, first = np.zeros(WORDS, np.int64), at_rows
+        for k, count in enumerate(walk.counts):
+            words[2 * k : 2 * k + 2] = first, count
+            first += 8 * ROW_WIDTH * count
         control, n_stages = address(self.memory.arrays["control"]), len(walk.stages.words)
         words[6:10] = control, at_stages, n_stages, 1 if plan is None else plan.steps
         return Entry(words, walk.shared_bytes, walk.threads, walk.kernels, [memory])

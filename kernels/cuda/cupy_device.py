@@ -68,6 +68,8 @@ class CupyKernels:
             # once, for all launches: another thread's smaller network must not take from a larger one
             function = self._functions["gpumlp_resident"]
             function.max_dynamic_shared_size_bytes = shared_bytes - static["gpumlp_resident"]
+            # all of it is to be shared memory, and no cache: enough for one block may not be enough for two
+            function.preferred_shared_memory_carveout = 100
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
         function = self._functions[f"gpumlp_{operation}"]

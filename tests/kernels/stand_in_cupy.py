@@ -177,6 +177,7 @@ class Device:
 
 class RawKernel:
     shared_size_bytes = 8192
+    preferred_shared_memory_carveout = -1  # per cent; as the driver sees fit
 
     def __init__(self, module, name):
         self.module, self.name, self._limit = module, name, 48 * 1024 - self.shared_size_bytes
@@ -192,6 +193,10 @@ class RawKernel:
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         stream = CUDA.stream
+        check(
+            self.preferred_shared_memory_carveout == 100 or shared_mem <= 48 * 1024,
+            "a kernel that lives on shared memory leaves it to the driver how much there is",
+        )
         check(stream.ptr != 0, "a kernel in the default stream")
         check(CUDA.device == self.module.device, "a kernel of a module of another device")
         check(shared_mem <= self._limit, "more shared memory than was asked for")
