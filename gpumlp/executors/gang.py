@@ -25,8 +25,9 @@ LAUNCH_SECONDS = 0.04
 TOGETHER_SECONDS = 1.0
 """Work of the GPU after which a block of many networks ends: what Python does between two is done for each of them."""
 
-AT_ONCE = 4
-"""Networks whose Python runs at the same time: enough that one goes on while another waits for the GPU."""
+AT_ONCE = 2
+"""Networks whose Python runs at the same time: one goes on while another waits for the GPU; more of them cost more time
+by taking the interpreter from each other than they win."""
 
 WORDS = 11
 """Int64 that tell the kernel of a network: `Network` in walker.cuh."""
