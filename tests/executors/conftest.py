@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from gpumlp import feed
 from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.kernels.cuda.host import compiler
 from gpumlp.kernels.cuda.host_device import HostDevice
@@ -31,6 +32,21 @@ def stand_in() -> Iterator[Callable[..., Backend]]:
 
     yield make
     unregister_backend("stand-in")
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The executors that trainings took, in order."""
+    made = []
+    connect = feed.connect
+
+    def noted(*arguments, **settings):
+        memory, executor = connect(*arguments, **settings)
+        made.append(type(executor))
+        return memory, executor
+
+    monkeypatch.setattr("gpumlp.loop.connect", noted)
+    return made
 
 
 def _everything_of(step):

@@ -10,19 +10,12 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors, feed
-from gpumlp.executors import EagerExecutor, choose_executor, graph, unfolding
-from gpumlp.executors.graph import Chunk, GraphExecutor, chunks
+from gpumlp.executors import EagerExecutor, choose_executor
+from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.resident import ResidentExecutor
 from gpumlp.executors.streaming import StreamingExecutor
 from gpumlp.failure import NonFiniteLossError
-from gpumlp.program import Builder
-from tests.executors.programs import memory_of, step_program
-
-RNG = np.random.default_rng(2)
-X = RNG.normal(size=(70, 5)).astype(np.float32)
-LABELS = RNG.integers(0, 3, 70)
-VALUES = np.stack([X[:, 0] * X[:, 1], np.sin(X[:, 2])], axis=1)
-WEIGHT = RNG.uniform(0.1, 2, 70)
+from tests.executors.gpu_trainings import LABELS, VALUES, WEIGHT, X, assert_same_training, train
 
 KINDS = {"graph": GraphExecutor, "resident": ResidentExecutor, "streaming": StreamingExecutor}
 
@@ -36,43 +29,6 @@ def kind(request, monkeypatch):
         monkeypatch.setattr(feed, "_must_stream", lambda backend, *_: backend.is_gpu)
         monkeypatch.setattr(feed, "CHUNK_BYTES", 2000)  # some batches
     return name
-
-
-@pytest.fixture
-def used(monkeypatch):
-    """The executors that trainings took, in order."""
-    made = []
-    connect = feed.connect
-
-    def noted(*arguments, **settings):
-        memory, executor = connect(*arguments, **settings)
-        made.append(type(executor))
-        return memory, executor
-
-    monkeypatch.setattr("gpumlp.loop.connect", noted)
-    return made
-
-
-def train(device, layers=None, loss="cross_entropy", y=LABELS, optimizer=None, epochs=3, **settings):
-    outputs = 2 if loss == "mse" else 3
-    made = layers() if layers else [gm.Linear(5, 16), gm.ReLU(), gm.Dropout(0.2), gm.Linear(16, outputs)]
-    trainer = gm.Trainer(
-        gm.Sequential(*made, device=device, seed=1),
-        loss=loss,
-        optimizer=optimizer or gm.Adam(1e-2),
-        seed=5,
-        precision=settings.pop("precision", "float32"),
-    )
-    fit = {"batch_size": 16, "progress": False, **settings}
-    history = trainer.fit(X, y, epochs=epochs, **fit)
-    return trainer, history
-
-
-def assert_same_training(one, other, assert_close, tolerance=1e-5):
-    (trainer, history), (true, expected) = one, other
-    for name, value in true.network.state_dict().items():
-        assert_close(trainer.network.state_dict()[name], value, tolerance)
-    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=tolerance)
 
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -114,30 +70,6 @@ def test_a_training_gives_what_eager_gives(case, kind, stand_in, used, assert_cl
     found, expected = train("stand-in", **settings), train("cpu", **settings)
     assert used[0] is KINDS[kind]
     assert_same_training(found, expected, assert_close)
-
-
-@pytest.mark.parametrize(
-    ("precision", "most", "to_library"), [("float32", None, 0), ("float32", 0, 6), ("tf32", None, 6)]
-)
-def test_a_graph_leaves_products_to_the_library_unless_they_are_small_and_in_float32(
-    precision, most, to_library, stand_in, monkeypatch
-):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    if most is not None:
-        monkeypatch.setattr(graph, "OWN_PRODUCT", most)
-    left = set()
-    device_of = stand_in().device
-    product = device_of.product
-
-    def noted(asked):
-        left.add(tuple(getattr(o, "shape", None) for o in asked.operands))
-        return product(asked)
-
-    monkeypatch.setattr(device_of, "product", noted)
-    layers = (gm.Linear(5, 20), gm.ReLU(), gm.Linear(20, 24), gm.ReLU(), gm.Linear(24, 2))
-    train("stand-in", lambda: layers, "mse", VALUES, epochs=1, batch_size=35, precision=precision)
-    # three forward, the gradients of two weights and of one input; those of the last layer are narrow
-    assert len(left) == to_library, left
 
 
 @pytest.mark.parametrize("most", [1 << 30, 100])
@@ -200,51 +132,6 @@ def test_a_lost_loss_ends_the_run_at_the_step_that_eager_names(kind, stand_in):
     assert all(np.isfinite(value).all() for value in weights[0].values())
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_lower_precision_stays_near_and_is_not_the_same(precision, stand_in, monkeypatch, assert_close):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in()
-    found, expected = train("stand-in", epochs=1, precision=precision), train("stand-in", epochs=1)
-    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-2)
-    assert found[1]["loss"] != expected[1]["loss"]
-
-
-def test_a_full_batch_in_bfloat16_reads_one_copy_of_the_data(stand_in, monkeypatch):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in()
-    casts: list[Any] = []
-    unfold = unfolding.unfold
-
-    def noted(program, *arguments):
-        casts.extend(call for call in program.calls if call.kernel == "cast_bf16")
-        return unfold(program, *arguments)
-
-    monkeypatch.setattr("gpumlp.executors.device.unfold", noted)
-    found, expected = (
-        train("stand-in", epochs=3, batch_size=None, precision=precision) for precision in ("bf16", "float32")
-    )
-    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-2)
-    assert sum(call.operands[0].arena == "X" for call in casts) == 1
-
-
-def test_weights_that_are_set_between_epochs_reach_the_products_in_bfloat16(stand_in, monkeypatch):
-    """The copy that products read follows updates; what a callback sets it must follow too."""
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in()
-    network = gm.mlp((5, 40, 3), device="stand-in", seed=1)
-
-    def clear(trainer, epoch, logs):
-        if epoch == 1:
-            trainer.network.load_state_dict({k: 0 * v for k, v in trainer.network.state_dict().items()})
-
-    trainer = gm.Trainer(
-        network, loss="cross_entropy", optimizer=gm.SGD(1e-9), precision="bf16", callbacks=[clear]
-    )
-    history = trainer.fit(X, LABELS, epochs=2, batch_size=16, progress=False)
-    assert history["loss"][1] == pytest.approx(np.log(3), rel=1e-4)
-    assert history["loss"][0] != pytest.approx(np.log(3), rel=1e-2)
-
-
 def test_a_precision_that_a_device_has_not_is_refused():
     with pytest.raises(ValueError, match=r"precision 'tf32' needs a GPU, and the device is cpu"):
         gm.Trainer(gm.mlp((2, 2), device="cpu"), loss="mse", precision="tf32")
@@ -273,23 +160,6 @@ def test_fits_from_several_threads_do_not_meet(kind, stand_in):
     for weights in found[1:]:
         for name, value in found[0].items():
             np.testing.assert_array_equal(weights[name], value)
-
-
-@pytest.mark.parametrize(("multiprocessors", "in_epilogue"), [(1, True), (132, False)])
-def test_biases_have_their_gradients_in_an_epilogue_only_beside_a_product_that_fills_the_gpu(
-    multiprocessors, in_epilogue, stand_in, monkeypatch
-):
-    monkeypatch.setattr(graph, "OWN_PRODUCT", 0)  # all products by the library
-    backend = stand_in()
-    backend.device.multiprocessors = multiprocessors
-    net = gm.mlp((130, 140, 150, 130), activation="relu", seed=3, device="stand-in")
-    program = step_program(net)
-    executor = GraphExecutor(backend, memory_of(net))
-    executor.prepare(program)
-    kernels = {call.kernel for call in executor.linked(program).program.calls}
-    assert ("product_bias_grad" in kernels) == in_epilogue
-    assert ("relu_grad_bias" in kernels) == (not in_epilogue)
-    assert "product_relu_grad" not in kernels  # slower than what stands in its place
 
 
 # --- which executor ----------------------------------------------------------------------------------------------
@@ -333,13 +203,6 @@ def test_a_layer_in_python_runs_on_eager_on_a_gpu_too(stand_in, used):
     assert used == [EagerExecutor]
 
 
-def test_the_library_takes_epilogues_only_where_it_has_them(stand_in, used, monkeypatch, assert_close):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in(products={"matmul", "product_bias"})
-    assert_same_training(train("stand-in"), train("cpu"), assert_close)
-    assert used[0] is GraphExecutor
-
-
 def test_predictions_of_a_gpu_are_those_of_the_cpu(stand_in):
     stand_in()
     network = gm.mlp((5, 16, 3), seed=3, device="cpu")
@@ -349,102 +212,6 @@ def test_predictions_of_a_gpu_are_those_of_the_cpu(stand_in):
 
 def test_choose_executor_without_a_plan_names_the_graph(stand_in):
     assert choose_executor(stand_in(), has_python=False) == (GraphExecutor, "graph")
-
-
-# --- graphs ------------------------------------------------------------------------------------------------------
-
-
-def plan_of(steps, short):
-    program = Builder(4, "float32", training=True).finish()
-    return executors.StepPlan(program, program, program if short else None, steps)
-
-
-@pytest.mark.parametrize("begin_in_graph", [True, False])
-@pytest.mark.parametrize("short", [True, False])
-@pytest.mark.parametrize(
-    ("steps", "position", "n"),
-    [(1, 0, 100), (9, 0, 40), (9, 4, 23), (938, 0, 2000), (938, 937, 3), (5, 4, 1)],
-)
-def test_chunks_are_the_steps_in_their_order_and_of_few_kinds(steps, short, position, n, begin_in_graph):
-    plan = plan_of(steps, short and steps > 1)
-    found = list(chunks(plan, position, n, begin_in_graph))
-    done, place = 0, position
-    begun = 0
-    for chunk in found:
-        if chunk.begin or chunk.epochs:
-            assert place == 0
-            begun += chunk.epochs or 1
-        if chunk.last:
-            assert place == steps - 1
-        done += chunk.steps(plan)
-        place = (position + done) % steps
-    assert done == n
-    assert begun == sum((position + i) % steps == 0 for i in range(n))
-    assert len(set(found)) <= 12
-
-
-@pytest.mark.parametrize(
-    ("sizes", "activation", "kind", "columns"),
-    [
-        ((5, 7, 3), "sigmoid", "column_sums", {3}),
-        ((5, 40, 20), "sigmoid", "column_sums", {40, 20}),
-        ((5, 40, 20), "relu", "column_sums", {40, 20}),
-        ((5, 7, 3), "relu", "narrow_sums", {7}),  # which takes the layer above along
-        ((5, 140, 3), "tanh", "narrow_sums", {140}),
-    ],
-)
-def test_the_sums_of_a_tall_matrix_are_shared_by_blocks(
-    sizes, activation, kind, columns, stand_in, monkeypatch, assert_close
-):
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in(products={"matmul"})  # no epilogue sums columns
-    shared: list[Any] = []
-    sum_up = getattr(unfolding, f"_{kind}")
-
-    def noted(*given):
-        shared.append(list(sum_up(*given)))
-        return shared[-1]
-
-    monkeypatch.setattr(unfolding, f"_{kind}", noted)
-    x = np.tile(X, (60, 1))
-    y = np.arange(len(x)) % sizes[-1]
-
-    def fit(device):
-        network = gm.mlp(sizes, activation=activation, device=device, seed=1)
-        trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.SGD(0.5), seed=5)
-        return trainer, trainer.fit(x, y, epochs=2, batch_size=None, progress=False)
-
-    assert_same_training(fit("stand-in"), fit("cpu"), assert_close)
-    split = [(steps[0].blocks, steps[0].places[-1]) for steps in shared if len(steps) > 1]
-    assert {sums.columns for _, sums in split} == columns
-    for blocks, sums in split:
-        # each takes some columns of one share
-        assert blocks == sums.rows * -(-sums.columns // (32 if kind == "column_sums" else 128))
-
-
-def test_a_whole_epoch_of_few_steps_is_one_graph():
-    assert list(chunks(plan_of(9, True), 0, 9, True)) == [Chunk(epochs=1)]
-    assert list(chunks(plan_of(9, True), 0, 27, True)) == [Chunk(epochs=2), Chunk(epochs=1)]
-
-
-def test_many_rows_are_ordered_by_the_array_library_and_a_failing_step_finds_its_rows(
-    stand_in, monkeypatch, assert_close
-):
-    monkeypatch.setattr(graph, "SORTED_BY_LIBRARY_FROM", 10)
-    monkeypatch.setattr(executors, "RESIDENT_MULTIPLY_ADDS", 0)
-    stand_in()
-    assert_same_training(train("stand-in"), train("cpu"), assert_close)
-    bad = X.copy()
-    bad[33] = 1e30
-    messages = []
-    for device in ("stand-in", "cpu"):
-        network = gm.Sequential(gm.Linear(5, 16), gm.ReLU(), gm.Linear(16, 2), device=device, seed=1)
-        with pytest.raises(NonFiniteLossError) as error:
-            gm.Trainer(network, loss="mse", optimizer=gm.SGD(0.01), seed=5).fit(
-                bad, VALUES, epochs=9, batch_size=16, progress=False
-            )
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

@@ -17,11 +17,7 @@ from gpumlp.executors.device import DeviceExecutor
 from gpumlp.executors.gang import Gang
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.feed import Shared
-
-RNG = np.random.default_rng(2)
-X = RNG.normal(size=(70, 5)).astype(np.float32)
-LABELS = RNG.integers(0, 3, 70)
-VALUES = np.stack([X[:, 0] * X[:, 1], np.sin(X[:, 2])], axis=1)
+from tests.executors.gpu_trainings import LABELS, VALUES, X
 
 
 def many(device, count, optimizer=None, callbacks=None, **settings):
