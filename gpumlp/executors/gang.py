@@ -95,9 +95,8 @@ class Tables:
         assert self._device is not None
         self.host_control[...] = self._device.copy_out(self.control)
         new = self.ring[:, :steps]
-        if (
-            self._landing.size < new.size
-        ):  # kept, since new pages for each block would cost as much as the copy
+        # kept, since new pages for each block would cost as much as the copy
+        if self._landing.size < new.size:
             self._landing = self._device.pinned(new.shape, "float64")
         self.losses = self._device.copy_out(new, self._landing.ravel()[: new.size].reshape(new.shape))
 
