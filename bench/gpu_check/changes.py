@@ -35,6 +35,7 @@ class Change:
 WITHOUT_CHAINS = Change("graph without chains", "graph", "CHAIN_NUMBERS", unfolding, 0)
 WITHOUT_PAIRS = Change("graph without pairs of products", "graph", "PAIRED_BLOCKS", unfolding, 0)
 WITHOUT_NARROW = Change("graph without narrow products", "graph", "NARROW", narrow, 0)
+NARROW_GRADIENTS = Change("graph with narrow gradients of few rows", "graph", "NARROW_FROM", graph, 0)
 MORE_THREADS = Change(
     "resident with 256 threads", "resident", "NEIGHBOUR_THREADS", resident, RESIDENT_THREADS
 )
@@ -59,6 +60,8 @@ OTHERWISE = (
     ("small", "float32", WITHOUT_CHAINS),
     ("small", "float32", WITHOUT_PAIRS),
     ("ee6132", "float32", WITHOUT_PAIRS),
+    ("ee6132", "float32", NARROW_GRADIENTS),
+    ("small", "float32", NARROW_GRADIENTS),
     ("ee6132", "float32", SHORT_GRAPHS),
 )
 """What the executors do, left out or done otherwise: the difference is its worth."""

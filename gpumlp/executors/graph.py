@@ -30,6 +30,7 @@ from .lowering import (
     fuse_gradient_bias,
     gather_late,
     read_full_batch_in_place,
+    sum_early,
 )
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .products import by_own_kernel, fuse_epilogues
@@ -53,6 +54,10 @@ SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad"})
 OWN_PRODUCT, OWN_RESULT = 10_000_000, 1 << 15
 """Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
 library takes 5 to 8 us on an H200 for one of 64 rows. `bench.gpu_check` measures trainings without, and with fewer."""
+
+NARROW_FROM = 256
+"""Rows from which more than one block sums the gradients of a layer with few outputs. One alone took 10.4 us for 64
+rows of 100 on an H200, where a launch with little work takes 1.5: products of our own are better, where they may be."""
 
 BLOCK_TILE = 128 * 128
 """Numbers of a result that one multiprocessor computes at a time in a large product."""
@@ -135,12 +140,12 @@ class GraphExecutor(DeviceExecutor):
                 return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
-        def is_no_chain(product: Call) -> bool:
-            return self.in_library(product) or multiply_adds_of(product) > unfolding.CHAIN_NUMBERS
+        def many_rows(product: Call) -> bool:
+            return self.in_library(product) or _result(product).shape[0] >= NARROW_FROM
 
         fusions = (
-            *(gather_late, fuse_narrow_products, partial(fuse_narrow_gradients, pays=is_no_chain)),
-            *(fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias),
+            *(gather_late, fuse_narrow_products, partial(fuse_narrow_gradients, pays=many_rows)),
+            *(fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias, sum_early),
         )
         if self.compiled_for(program.dtype) != "bf16":
             return (read_full_batch_in_place, *fusions)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..kernels import ACTIVATIONS
+from ..kernels import ACTIVATIONS, kernel_spec
 from ..program import Call, Operand, Program, plan
 
 Rewrite = Callable[[Program], Program]
@@ -88,15 +88,39 @@ def gather_late(program: Program) -> Program:
     order = list(range(len(calls)))
     for i, call in reversed(list(enumerate(calls))):
         if call.kernel.startswith("gather_"):
-            reader = next(
-                (k for k in range(i + 1, len(calls)) if call.operands[-1] in calls[k].operands), None
-            )
+            readers = (k for k in range(i + 1, len(calls)) if call.operands[-1] in calls[k].operands)
+            reader = next(readers, None)
             if reader is not None:
                 order.remove(i)
                 order.insert(order.index(reader), i)
+    return _in_order(program, order)
+
+
+def sum_early(program: Program) -> Program:
+    """Move sums of columns to just behind the call that writes the matrix.
+
+    Those of a loss's gradient then stand beside the loss, and no longer between the products that follow.
+    """
+    calls = program.calls
+    order = list(range(len(calls)))
+    for i, call in enumerate(calls):
+        if call.kernel == "column_sums":
+            writer = next((k for k in reversed(range(i)) if call.operands[0] in _written(calls[k])), None)
+            if writer is not None:
+                order.remove(i)
+                order.insert(order.index(writer) + 1, i)
+    return _in_order(program, order)
+
+
+def _written(call: Call) -> tuple[Operand | None, ...]:
+    return call.operands[len(kernel_spec(call.kernel).reads) :]
+
+
+def _in_order(program: Program, order: Sequence[int]) -> Program:
+    """The calls of a program in another order; a mark stays with its call."""
     places = {old: new for new, old in enumerate(order)}
     marks = {name: places.get(place, place) for name, place in program.marks.items()}
-    return replace(program, calls=tuple(calls[i] for i in order), marks=marks)
+    return replace(program, calls=tuple(program.calls[i] for i in order), marks=marks)
 
 
 def fuse_bias_activation(program: Program) -> Program:

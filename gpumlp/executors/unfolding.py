@@ -117,9 +117,9 @@ def unfold(
         ValueError: an operand outside its memory.
     """
     steps: list[Step] = []
-    calls = program.calls
-    for i, call in enumerate(calls):
-        if call.kernel == "check_loss" and i and "ring" in kernel_spec(calls[i - 1].kernel).updates:
+    has_loss = any("ring" in kernel_spec(call.kernel).updates for call in program.calls)
+    for call in program.calls:
+        if call.kernel == "check_loss" and has_loss:
             continue  # finish_loss has done it
         if call.kernel in PRODUCTS and in_library(call):
             steps.append(Step(call.kernel, call=call))

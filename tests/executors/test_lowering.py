@@ -4,7 +4,8 @@ import pytest
 import gpumlp as gm
 from gpumlp.executors import EagerExecutor
 from gpumlp.executors.eager import REWRITES
-from gpumlp.executors.lowering import gather_late, lower, read_full_batch_in_place, substitute
+from gpumlp.executors.lowering import gather_late, lower, read_full_batch_in_place, substitute, sum_early
+from gpumlp.kernels import kernel_spec
 from gpumlp.program import Builder, Operand, plan
 
 RNG = np.random.default_rng(0)
@@ -75,6 +76,25 @@ def test_late_gathers_stand_before_what_reads_them_and_change_no_bit(training_st
     for name, gradient in results[0][1].items():
         assert gradient.any()
         np.testing.assert_array_equal(gradient, results[1][1][name])
+
+
+def test_early_sums_stand_behind_what_writes_their_matrix_and_change_no_bit(training_step):
+    results = []
+    for rewrites in ((), (sum_early,)):
+        step = make(training_step, batch_rows=5)
+        program = lower(step.plan.batch, rewrites)
+        step.executor.prepare(step.plan.begin, program)
+        step.executor.execute(step.plan.begin)
+        step.executor.execute(program)
+        results.append(step.network.gradients.to_host())
+    for i, call in enumerate(program.calls):
+        if call.kernel == "column_sums":
+            before = program.calls[i - 1]
+            assert call.operands[0] in before.operands[len(kernel_spec(before.kernel).reads) :]
+    assert names(program).count("column_sums") == 2
+    for name, gradient in results[0].items():
+        assert gradient.any()
+        np.testing.assert_array_equal(gradient, results[1][name])
 
 
 def test_marks_move_with_the_calls_that_are_left_out(training_step):

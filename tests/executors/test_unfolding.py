@@ -64,7 +64,7 @@ def test_a_product_of_little_work_goes_into_a_chain(hidden, operation, stand_in)
     groups = executor.groups(linked.steps, "float32")
     alone = [linked.steps[first].operation for first, last in groups if last - first == 1]
     found = {step.operation for step in linked.steps if "matmul" in step.operation}
-    assert found == {operation}
+    assert found - {"matmul_pair"} == {operation}
     assert ("matmul" in alone) == (operation == "matmul")
 
 
