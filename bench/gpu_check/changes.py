@@ -1,4 +1,7 @@
-"""How fast other workloads are, and what it is worth that executors do what they do: left out, or done otherwise."""
+"""How fast other workloads are, and what it is worth that executors do what they do: left out, or done otherwise.
+
+Without the share of the GPU's own best product, which only `targets` measures.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from gpumlp.executors import graph, narrow, resident, unfolding
 from gpumlp.kernels.cuda import RESIDENT_THREADS
 
 from .checks import Check, Context, Values
-from .targets import row
+from .targets import row, sweep
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PROD
 FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
 SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
 OTHERWISE = (
+    ("sweep", "float32", MORE_THREADS),
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
     ("small", "float32", BY_LIBRARY),
     ("ee6132", "float32", BY_LIBRARY),
@@ -88,6 +92,6 @@ def otherwise(change: Change, context: Context, name: str, precision: str) -> Va
     usual = getattr(change.module, change.constant)
     setattr(change.module, change.constant, change.value)
     try:
-        return row(context, name, precision, change.kind)
+        return sweep(context) if name == "sweep" else row(context, name, precision, change.kind)
     finally:
         setattr(change.module, change.constant, usual)

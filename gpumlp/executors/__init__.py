@@ -83,7 +83,10 @@ class Executor(Protocol):
         """
 
     def losses(self, count: int) -> Any:
-        """Return the loss and the weight of the first steps of the last run on the host, (count, 2)."""
+        """Return the loss and the weight of the first steps of the last run on the host, (count, 2).
+
+        They are good until the next run.
+        """
 
     def replayable(self, plan: StepPlan) -> tuple[Memory, StepPlan]:
         """Return the memory and the programs with which the present step can be repeated call by call."""
@@ -153,7 +156,7 @@ def executor_in_words(backend: Backend, has_python: bool, multiply_adds_a_row: i
 
 
 def is_small_together(network: Any, step_rows: int) -> bool:
-    """Whether many such networks train best in common launches of the resident kernel, a multiprocessor each."""
+    """Whether many such networks train best in common launches of the resident kernel."""
     products = sum(row[3] for row in network.layer_table())
     most = RESIDENT_MULTIPLY_ADDS * RESIDENT_TOGETHER
     return not network.has_python and STEP_TO_FORWARD * products * step_rows <= most

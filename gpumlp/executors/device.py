@@ -56,7 +56,8 @@ class DeviceExecutor:
             loop writes them, and are copied beside the arrays for each run.
         workers: without meaning on a GPU.
         precision: of products of float32 matrices: "float32", "tf32" or "bf16".
-        beside: arrays on the GPU for control block and rates, where they are a part of others'; else they are made.
+        beside: arrays on the GPU for control block, rates and ring, where they are a part of others'; else they are
+            made.
     """
 
     name = ""
@@ -164,7 +165,7 @@ class DeviceExecutor:
     def kernels(self, dtype: str) -> Kernels:
         """Return the compiled kernels of all programs that were prepared, as one module."""
         return self.device.kernels(
-            self.compiled_for(dtype), self._alone, frozenset(), self._chained, self._large
+            self.compiled_for(dtype), self._alone, chained=self._chained, large=self._large
         )
 
     def encode(self, linked: Linked) -> np.ndarray:

@@ -22,6 +22,9 @@ from .patterns import Patterns
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
 
+FIRST_STEPS = 64
+"""Of the first launch, whose length nobody knows."""
+
 TOGETHER_SECONDS = 1.0
 """Work of the GPU after which a block of many networks ends: what Python does between two is done for each of them."""
 
@@ -43,6 +46,11 @@ class Entry:
     kernels: Kernels
     keep: list[Any]
 
+    @property
+    def kind(self) -> tuple[int, int]:
+        """What entries have in common that may go into one launch."""
+        return id(self.kernels), self.threads
+
 
 class Tables:
     """What a launch reads and writes of each member of a gang, a row each, so that one copy serves all.
@@ -56,7 +64,7 @@ class Tables:
         networks: words of those that are in the launch.
         control, rates, ring: on the GPU, see `kernels` and `program`.
         host_control, host_rates: the same on the host.
-        losses: what the ring had after the last launch, on the host.
+        losses: what the ring had after the last block, on the host, until the next one.
     """
 
     def __init__(self, backend: Backend, members: int, ring: Any = None) -> None:
@@ -71,7 +79,8 @@ class Tables:
         self.ring = rows(RING, 2, dtype="float64") if ring is None else ring
         self.host_control = np.zeros((members, CONTROL_SIZE), np.int64)
         self.host_rates = np.zeros((members, RING))
-        self.losses = self._landing = np.zeros((members, 0, 2))
+        self._landing = np.zeros(0)
+        self.losses = np.zeros((members, 0, 2))
         self._stale = False
 
     def take(self, row: int, control: np.ndarray, rates: np.ndarray) -> None:
@@ -93,12 +102,12 @@ class Tables:
     def copy_out(self, steps: int) -> None:
         """Bring back the counters, and the losses of so many steps."""
         assert self._device is not None
-        self.host_control[...] = self._device.copy_out(self.control)
+        self._device.copy_out(self.control, self.host_control)
         new = self.ring[:, :steps]
         # kept, since new pages for each block would cost as much as the copy
         if self._landing.size < new.size:
-            self._landing = self._device.pinned(new.shape, "float64")
-        self.losses = self._device.copy_out(new, self._landing.ravel()[: new.size].reshape(new.shape))
+            self._landing = self._device.pinned((min(self.ring.size, 2 * new.size),), "float64")
+        self.losses = self._device.copy_out(new, self._landing[: new.size].reshape(new.shape))
 
 
 @dataclass
@@ -134,7 +143,7 @@ class Gang:
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
         self._waiting: list[_Request] = []
-        self._steps_a_launch = 64
+        self._paces: dict[tuple[int, int], int] = {}  # steps of a launch, of each kind of entry
         self._tables: Tables | None = None
         self._at_work = 0
         self._turns: deque[threading.Lock] = deque()
@@ -217,10 +226,11 @@ class Gang:
         try:
             assert self._tables is not None
             self._tables.copy_in()
-            alike: dict[tuple[int, int], list[_Request]] = {}
+            groups: dict[tuple[int, int], list[_Request]] = {}
             for request in requests:
-                alike.setdefault((id(request.entry.kernels), request.entry.threads), []).append(request)
-            self._tables.copy_out(max([self._launch(together) for together in alike.values()]))
+                groups.setdefault(request.entry.kind, []).append(request)
+            time = TOGETHER_SECONDS / len(groups) if self.members > 1 else math.inf
+            self._tables.copy_out(max([self._launch(group, time) for group in groups.values()]))
         except BaseException as raised:  # each of them must hear of it
             error, origin = raised, raised.__traceback__
         for request in requests:
@@ -228,8 +238,8 @@ class Gang:
             self._turns.append(request.turn)
         self._give_turns()
 
-    def _launch(self, requests: list[_Request]) -> int:
-        """Do the steps of requests that have one kernel, or of many as many as there is time for; return the most."""
+    def _launch(self, requests: list[_Request], time_left: float) -> int:
+        """Do the steps of a group, or as many as there is time for; return those of the longest."""
         assert self._tables is not None
         words = np.stack([request.entry.words for request in requests])
         wanted = np.array([request.n_steps for request in requests])
@@ -238,9 +248,9 @@ class Gang:
         networks = self._tables.networks[: len(requests)]
         first = requests[0].entry
         launch = first.kernels.launch_resident(networks, len(requests), first.threads, shared_bytes)
-        time_left = TOGETHER_SECONDS if self.members > 1 else math.inf
+        pace = self._paces.get(first.kind, FIRST_STEPS)
         while left.any() and time_left > 0:
-            words[:, -1] = np.minimum(left, self._steps_a_launch)
+            words[:, -1] = np.minimum(left, pace)
             self._device.copy_in(networks, words)
             start = time.perf_counter()
             with self._device.active():  # a seat may be left, and so a launch begin, outside of `run`
@@ -249,7 +259,8 @@ class Gang:
             seconds, steps = time.perf_counter() - start, int(words[:, -1].max())
             left -= words[:, -1]
             time_left -= seconds
-            self._steps_a_launch = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
+            pace = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
+        self._paces[first.kind] = pace
         return int((wanted - left).max())
 
 
@@ -300,7 +311,7 @@ class Seat:
         control[...] = self._tables.host_control[self.row]
 
     def losses(self, count: int) -> np.ndarray:
-        """Return the loss and the weight of the first steps of the last run, (count, 2)."""
+        """Return the loss and the weight of the first steps of the last run, (count, 2); good until the next run."""
         return self._tables.losses[self.row, :count]
 
     def begin(self) -> None:

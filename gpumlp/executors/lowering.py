@@ -88,8 +88,7 @@ def gather_late(program: Program) -> Program:
     order = list(range(len(calls)))
     for i, call in reversed(list(enumerate(calls))):
         if call.kernel.startswith("gather_"):
-            readers = (k for k in range(i + 1, len(calls)) if call.operands[-1] in calls[k].operands)
-            reader = next(readers, None)
+            reader = next((k for k in range(i + 1, len(calls)) if _names(calls[k], call.operands[-1])), None)
             if reader is not None:
                 order.remove(i)
                 order.insert(order.index(reader), i)
@@ -110,6 +109,11 @@ def sum_early(program: Program) -> Program:
                 order.remove(i)
                 order.insert(order.index(writer) + 1, i)
     return _in_order(program, order)
+
+
+def _names(call: Call, tensor: Operand | None) -> bool:
+    """Whether a call has a tensor among its operands, or a part of it."""
+    return any(o and tensor and (o.arena, o.name) == (tensor.arena, tensor.name) for o in call.operands)
 
 
 def _written(call: Call) -> tuple[Operand | None, ...]:

@@ -1,7 +1,7 @@
 """The resident executor: one kernel walks the linked program for a whole block of steps, one thread block a network.
 
 Weights, gradients and activations lie in the shared memory of a multiprocessor meanwhile, as far as they fit. One
-network uses one multiprocessor; a `Gang` lets hundreds of them share a launch.
+network uses one multiprocessor, or half of it; a `Gang` lets hundreds of them share a launch.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ DRIVER_SHARED = 1024
 STATIC_SHARED = SCRATCH_BYTES + DRIVER_SHARED
 """Bytes of shared memory that the operations themselves take, and the driver's part."""
 
-NEAR = 5
-"""Of what shared memory is wanted for, the first that a network must have there to leave half to another: control
-block, scalars, working memory, intermediate tensors, parameters. A step waits more than it computes: alone on an H200,
-128 threads did 17,500 steps/s of `small`, and 256 did 18,900. So two blocks of 128 beside each other should do more."""
-
 SMALL_ARRAY = 16 * 1024
 """Bytes up to which rows of data are worth a place in shared memory."""
 
@@ -52,6 +47,9 @@ ADDRESSES_OF_ROWS = np.isin(
     np.arange(ROW_WIDTH), [SCALARS, SCRATCH, *range(OPERANDS, ROW_WIDTH, OPERAND_WIDTH)]
 )
 ADDRESSES_OF_STAGES = np.arange(4) == 0
+
+Candidate = tuple[Span, int]
+"""Memory that may lie in shared memory, and flags of what is copied of it: see walker.cuh."""
 
 
 class ResidentExecutor(DeviceExecutor):
@@ -87,11 +85,12 @@ class ResidentExecutor(DeviceExecutor):
         return 1
 
     def kernels(self, dtype: str) -> Kernels:
-        return self.device.kernels(dtype, frozenset(), self._alone, frozenset(), self._large)
+        return self.device.kernels(dtype, operations=(), walked=self._alone, large=self._large)
 
     # --- linking -----------------------------------------------------------------------------------------------
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
+        assert not self._lowered, "all programs are prepared at once"
         self._pattern = self._seat.gang.patterns.find(self._layout(), programs, self._lower)
         pairs = zip(programs, self._pattern.lowered, strict=True)
         self._lowered = {id(source): (source, program) for source, program in pairs}
@@ -107,10 +106,11 @@ class ResidentExecutor(DeviceExecutor):
 
     def _layout(self) -> Hashable:
         """What tells whether rows for another network's memory are right for this one's."""
-        arrays = self.memory.arrays
-        if overlap(_spans(self._pieces())):  # an address would be within two pieces: like no other
+        arrays, spans = self.memory.arrays, _spans(self._pieces())
+        if overlap(list(dict.fromkeys(spans))):  # an address would be within two pieces: like no other
             return object()
         return (
+            tuple(map(spans.index, spans)),  # which are one piece: data that are their own targets
             tuple((role, *arena.segments.values()) for role, arena in self.memory.arenas.items()),
             tuple((name, a.shape, a.dtype, address(a) % 16) for name, a in arrays.items()),
         )
@@ -127,7 +127,8 @@ class ResidentExecutor(DeviceExecutor):
             plan: of the training whose programs they are; None for one that is run by itself.
         """
         places = {id(source): k for k, (source, _) in enumerate(self._lowered.values())}
-        key = tuple(-1 if p is None else places[id(p)] for p in programs), plan and plan.steps
+        steps = 1 if plan is None else plan.steps
+        key = (*(None if p is None else places[id(p)] for p in programs), steps)
         walk = self._pattern.walk(key, lambda: self._write(programs, plan))
         sizes = [walk.rows.words.nbytes, walk.stages.words.nbytes, walk.scalars.nbytes, walk.scratch_bytes]
         *firsts, end = accumulate(map(aligned, sizes), initial=0)
@@ -145,7 +146,7 @@ class ResidentExecutor(DeviceExecutor):
             words[2 * k : 2 * k + 2] = first, count
             first += 8 * ROW_WIDTH * count
         control, n_stages = address(self.memory.arrays["control"]), len(walk.stages.words)
-        words[6:10] = control, at_stages, n_stages, 1 if plan is None else plan.steps
+        words[6:10] = control, at_stages, n_stages, steps
         return Entry(words, walk.shared_bytes, walk.threads, walk.kernels, [memory])
 
     def _write(self, programs: tuple[Program | None, ...], plan: StepPlan | None) -> Walk:
@@ -165,9 +166,9 @@ class ResidentExecutor(DeviceExecutor):
         spans += [(SCALARS_AT, scalars.nbytes), (SCRATCH_AT, scratch)]
         # a user sets or reads intermediate tensors of a program that runs by itself
         activations = 0 if plan is not None else COPY_IN | COPY_OUT
-        candidates = list(self._candidates(spans[-2:], activations))
-        threads, limit = self._room(aligned(rows.nbytes), candidates)
-        stages, end = _stages(candidates, aligned(rows.nbytes), limit)
+        needed = self._needed(spans[-2:], activations)
+        threads, limit = self._room(aligned(rows.nbytes), needed)
+        stages, end = _stages([*needed, *self._wanted()], aligned(rows.nbytes), limit)
         return Walk(
             Movable.of(rows, ADDRESSES_OF_ROWS, spans),
             tuple(map(len, steps)),
@@ -179,41 +180,51 @@ class ResidentExecutor(DeviceExecutor):
             self.kernels(everything[0].program.dtype),
         )
 
-    def _room(self, first: int, candidates: Sequence[tuple[Span, int]]) -> tuple[int, int]:
+    def _room(self, rows_bytes: int, needed: Sequence[Candidate]) -> tuple[int, int]:
         """Return the threads of the network's block, and the bytes of shared memory that it may take.
 
-        The threads decide how sums are cut, and so must not depend on who trains beside it.
+        A step waits more than it computes: on an H200 a small network alone did 17,500 steps/s with 128 threads, and
+        18,900 with 256. So one whose needed memory fits half of a multiprocessor has half of the threads, and two of
+        many run beside each other. Threads decide how sums are cut: they must not depend on who trains beside it.
 
         Args:
-            first: bytes of the rows.
-            candidates: see `_candidates`.
+            rows_bytes: of the rows.
+            needed: see `_needed`.
 
         Raises:
             ValueError: the rows do not fit.
         """
         whole = self.device.shared_bytes - STATIC_SHARED
-        if first > whole:
+        if rows_bytes > whole:
             raise ValueError(
-                f"a program of {first} bytes does not fit the {whole} of shared memory; use the graph executor"
+                f"a program of {rows_bytes} bytes does not fit the {whole} of shared memory; use the graph executor"
             )
         half = (self.device.shared_bytes + DRIVER_SHARED) // 2 - STATIC_SHARED
-        if first + sum(aligned(nbytes) for (_, nbytes), _ in candidates[:NEAR]) > half:
+        if rows_bytes + sum(aligned(nbytes) for (_, nbytes), _ in needed) > half:
             return RESIDENT_THREADS, whole
         crowded = self._seat.gang.members > self.device.multiprocessors
-        return NEIGHBOUR_THREADS, half if crowded else whole
+        shares = crowded and NEIGHBOUR_THREADS < RESIDENT_THREADS  # `bench.gpu_check` measures without
+        return NEIGHBOUR_THREADS, half if shares else whole
 
-    def _candidates(self, made: list[Span], activations: int) -> Iterable[tuple[Span, int]]:
-        """Memory in the order in which it gains from being near, with what is copied of it.
+    def _needed(self, made: list[Span], activations: int) -> list[Candidate]:
+        """Memory that a network must have near to be quick; the others come behind.
 
         Args:
             made: the scalars and the working memory.
             activations: flags of the intermediate tensors.
         """
+        both = COPY_IN | COPY_OUT
+        return [
+            (_span(self.memory.arrays["control"]), both),
+            *zip(made, (COPY_IN, 0), strict=True),
+            (_span(self._activations), activations),
+            (_span(self.memory.arenas["parameters"].memory), both),
+        ]
+
+    def _wanted(self) -> Iterable[Candidate]:
+        """Other memory in the order in which it gains from being near."""
         arrays, both = self.memory.arrays, COPY_IN | COPY_OUT
-        yield _span(arrays["control"]), both
-        yield from zip(made, (COPY_IN, 0), strict=True)
-        yield _span(self._activations), activations
-        for role in ("parameters", "gradients", "state"):
+        for role in ("gradients", "state"):
             yield _span(self.memory.arenas[role].memory), both
         for role, arena in self.memory.arenas.items():
             if role.startswith("slot."):
@@ -247,7 +258,7 @@ class ResidentExecutor(DeviceExecutor):
         return self._seat.losses(count)
 
 
-def _stages(candidates: Iterable[tuple[Span, int]], first: int, limit: int) -> tuple[np.ndarray, int]:
+def _stages(candidates: Iterable[Candidate], first: int, limit: int) -> tuple[np.ndarray, int]:
     """What lies in shared memory, (stages, 4) int64, and where that ends; what does not fit stays outside."""
     stages, end = [], first
     for (start, nbytes), flags in candidates:

@@ -200,7 +200,8 @@ class CupyDevice:
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         count = int(np.prod(shape))
-        memory = self._cupy.cuda.alloc_pinned_memory(count * np.dtype(dtype).itemsize)
+        with self.active():  # it belongs to the context of a device
+            memory = self._cupy.cuda.alloc_pinned_memory(count * np.dtype(dtype).itemsize)
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
     # --- work ----------------------------------------------------------------------------------------------------

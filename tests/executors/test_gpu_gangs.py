@@ -36,9 +36,9 @@ def test_many_small_networks_train_in_common_launches_with_the_bits_of_each_alon
     launched: list[int] = []
     launch = Gang._launch
 
-    def noted(self, requests):
+    def noted(self, requests, seconds):
         launched.append(len(requests))
-        return launch(self, requests)
+        return launch(self, requests, seconds)
 
     monkeypatch.setattr(Gang, "_launch", noted)
     stand_in()
@@ -170,7 +170,7 @@ def test_a_network_of_the_gang_that_fails_does_not_hold_the_others(stand_in):
 
 
 def test_a_launch_that_fails_says_it_once_however_many_networks_were_in_it(stand_in, monkeypatch):
-    def lose(self, requests):
+    def lose(self, requests, seconds):
         raise MemoryError("the GPU has 5 bytes free")
 
     stand_in()

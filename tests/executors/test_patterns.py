@@ -121,7 +121,9 @@ def test_data_that_are_their_own_targets_are_read_right(stand_in):
     assert_same(found, fitted(makers, together=False, y=X, loss="mse"))
 
 
-def test_programs_of_a_sweep_are_written_for_the_kernel_once(stand_in, monkeypatch):
+@pytest.mark.parametrize(("outputs", "y", "loss"), [(3, LABELS, "cross_entropy"), (4, X, "mse")])
+def test_programs_of_a_sweep_are_written_for_the_kernel_once(outputs, y, loss, stand_in, monkeypatch):
+    """Also where features and targets are one array, as an autoencoder has them."""
     stand_in()
     written: list[Any] = []
     write = resident.ResidentExecutor._write
@@ -133,8 +135,8 @@ def test_programs_of_a_sweep_are_written_for_the_kernel_once(stand_in, monkeypat
     monkeypatch.setattr(resident.ResidentExecutor, "_write", noted)
     trainers = gm.make_trainers(
         [{"optimizer": gm.SGD(0.01 * (i + 1)), "seed": i} for i in range(6)],
-        lambda: gm.mlp((4, 8, 3), device="stand-in"),
-        loss="cross_entropy",
+        lambda: gm.mlp((4, 8, outputs), device="stand-in"),
+        loss=loss,
     )
-    gm.fit_many(trainers, X, LABELS, epochs=2, batch_size=16, progress=False)
+    gm.fit_many(trainers, X, y, epochs=2, batch_size=16, progress=False)
     assert len(written) == 1
