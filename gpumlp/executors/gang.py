@@ -229,8 +229,8 @@ class Gang:
             groups: dict[tuple[int, int], list[_Request]] = {}
             for request in requests:
                 groups.setdefault(request.entry.kind, []).append(request)
-            time = TOGETHER_SECONDS / len(groups) if self.members > 1 else math.inf
-            self._tables.copy_out(max([self._launch(group, time) for group in groups.values()]))
+            each = TOGETHER_SECONDS / len(groups) if self.members > 1 else math.inf
+            self._tables.copy_out(max([self._launch(group, each) for group in groups.values()]))
         except BaseException as raised:  # each of them must hear of it
             error, origin = raised, raised.__traceback__
         for request in requests:
