@@ -75,7 +75,7 @@ class ResidentExecutor(DeviceExecutor):
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
         # in float64, which is for checking, narrow products want more registers than the kernel leaves them
-        narrow = (partial(fuse_narrow_products, left=()), fuse_narrow_gradients)
+        narrow = (partial(fuse_narrow_products, left=("relu",)), fuse_narrow_gradients)
         return (
             *(read_full_batch_in_place, *(narrow if program.dtype == "float32" else ())),
             *(fuse_epilogues(by_own_kernel), fuse_bias_activation, fuse_gradient_bias),

@@ -317,11 +317,12 @@ def _perform(operations: Iterable[str], real: str) -> str:
     long, and would share the registers of the largest, which then spill.
     """
     apart = "".join(
-        f"__device__ __noinline__ void perform_{name}(const Row& row, Block block) {{ {name}<{real}>(row, block); }}\n"
+        f"__device__ __noinline__ void perform_{name}(size_t at) {{\n"
+        f"  {name}<{real}{', true' if name == 'matmul' else ''}>(row_at(at), Block{{0, 1}});\n}}\n"
         for name in operations
     )
     cases = "".join(
-        f"    case {OPERATIONS[name].code}: perform_{name}(row, block); break;\n" for name in operations
+        f"    case {OPERATIONS[name].code}: perform_{name}(at); break;\n" for name in operations
     )
-    switch = f"  switch ((int)row.op) {{\n{cases}  }}\n"
-    return f"{apart}\n__device__ void perform(const Row& row, Block block) {{\n{switch}}}\n"
+    switch = f"  switch ((int)row_at(at).op) {{\n{cases}  }}\n"
+    return f"{apart}\n__device__ void perform(size_t at) {{\n{switch}}}\n"

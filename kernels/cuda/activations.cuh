@@ -144,23 +144,12 @@ __device__ void bias_activate(const Row& row, Block block, F f) {
   });
 }
 
-template <typename T>
-struct Pair {
-  T first, second;
-};
-
 // dx = dy f'(saved), db = sums of the columns of dx: operands saved, dy, dx, db.
 template <typename T, typename F>
 __device__ void activate_grad_bias(const Row& row, Block block, F f) {
-  const Matrix<T> saved = matrix<T>(row, 0), dy = matrix<T>(row, 1), dx = matrix<T>(row, 2);
-  sum_columns(
-      saved.rows, saved.columns, matrix<T>(row, 3), block,
-      [&](Index i, Index j) { return Pair<T>{word(saved, i, j), word(dy, i, j)}; },
-      [&](const Pair<T>& v, Index i, Index j) {
-        const T gradient = number(v.second, dy) * f.slope(number(v.first, saved));
-        set_element(dx, i, j, gradient);
-        return gradient;
-      });
+  const Matrix<T> operands[] = {matrix<T>(row, 0), matrix<T>(row, 1), matrix<T>(row, 2)};
+  sum_columns<3, 4>(operands, matrix<T>(row, 3), block,
+                    [&](T(&v)[3], Index) { return v[2] = v[1] * f.slope(v[0]); });
 }
 
 #define FORM(name, Functor, form)                    \

@@ -40,7 +40,7 @@ struct Matrix {
   Index rows, columns, stride;
   bool half = false;  // its elements are bfloat16: `load` and `store` must be taken, since `at` is of T
 
-  __device__ __forceinline__ T* at(Index i, Index j) const { return data + ((long long)i * stride + j); }
+  __device__ __forceinline__ T* at(Index i, Index j) const { return data + (i * stride + j); }
   __device__ __forceinline__ explicit operator bool() const { return data != nullptr; }
 };
 

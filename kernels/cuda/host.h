@@ -311,8 +311,8 @@ static V __shfl_down_sync(unsigned mask, V v, unsigned lanes) {
 static inline bool __isShared(const void* p) {  // of what a kernel asks for as it is launched
   return size_t(static_cast<const unsigned char*>(p) - fibers::dynamic_shared) < fibers::dynamic_bytes;
 }
-static inline const void* __cvta_generic_to_shared(const void* p) { return p; }
-static inline const void* __cvta_shared_to_generic(const void* p) { return p; }
+static inline size_t __cvta_generic_to_shared(const void* p) { return (size_t)p; }
+static inline void* __cvta_shared_to_generic(size_t place) { return (void*)place; }
 
 template <typename V>
 static V __ldg(const V* p) {
@@ -330,6 +330,7 @@ static inline float __uint_as_float(unsigned v) { return gpumlp_bits<float>(v); 
 static inline long long __double_as_longlong(double v) { return gpumlp_bits<long long>(v); }
 static inline double __longlong_as_double(long long v) { return gpumlp_bits<double>(v); }
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static inline double cospi(double x) { return std::cos(3.14159265358979323846 * x); }
 static inline double sinpi(double x) { return std::sin(3.14159265358979323846 * x); }
 using std::max;

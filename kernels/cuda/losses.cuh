@@ -1,7 +1,7 @@
 // Losses: the value of a batch and its gradient in one pass. Blocks cannot wait for each other, so that a loss is up to
 // three operations on one scratch of doubles: [0] the sum of the weights, by `sum_weights` where rows have weights;
 // [1] the number of blocks and [2 + b] what the rows of block b add to the value, by the loss itself; `finish_loss` adds
-// those up.
+// those up, where there is more than one block.
 //
 // Operands of a loss: control, output, target, weight?, ring, grad?; scalars mean, then its own. With `mean` the value
 // is sum(w l) / sum(w), without it sum(w l).
@@ -11,6 +11,18 @@ __device__ __forceinline__ double loss_divisor(bool mean, double total) {
   return mean ? (total < 1e-300 ? 1e-300 : total) : 1.0;
 }
 
+__device__ __forceinline__ void flag_loss(long long* control, double value) {
+  if (control[BAD_STEP] < 0 && !is_finite(value)) control[BAD_STEP] = control[STEP];
+}
+
+// ring[SLOT] = (value, sum of weights), then what check_loss does.
+__device__ __forceinline__ void put_loss(long long* control, double* ring, double sum, double divisor, double total) {
+  double* slot = ring + 2 * control[SLOT];
+  slot[0] = sum / divisor;
+  slot[1] = total;
+  flag_loss(control, slot[0]);
+}
+
 // The rows of a loss: calls body(i, lane, lanes, columns, scale) -> the row's loss, a part of it in each lane; `scale`
 // is what a gradient is multiplied by.
 template <typename T, typename Body>
@@ -18,7 +30,7 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   const Index rows = (Index)row.operands[1].rows, columns = (Index)row.operands[1].columns;
   const T* weight = vector<T>(row, 3);
   double* scratch = reinterpret_cast<double*>(row.scratch);
-  const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
+  const double total = weight ? scratch[0] : (double)rows, divisor = loss_divisor(row.scalars[0] != 0, total);
   const T even = T(1) / T(divisor);  // a quotient of doubles is long
   double part = 0;
   for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
@@ -30,6 +42,7 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   if (threadIdx.x != 0) return;
   scratch[2 + block.index] = part;
   if (block.index == 0) scratch[1] = block.count;
+  if (block.count == 1) put_loss(vector<long long>(row, 0), vector<double>(row, 4), part, divisor, total);
 }
 
 // scratch[0] = the sum of the weights: operand weight.
@@ -43,10 +56,6 @@ __device__ void sum_weights(const Row& row, Block block) {
   if (block.index == 0 && threadIdx.x == 0) *reinterpret_cast<double*>(row.scratch) = sum;
 }
 
-__device__ __forceinline__ void flag_loss(long long* control, double value) {
-  if (control[BAD_STEP] < 0 && !is_finite(value)) control[BAD_STEP] = control[STEP];
-}
-
 // BAD_STEP = STEP if the loss is not finite and no step was before: operands ring, control.
 template <typename T>
 __device__ void check_loss(const Row& row, Block block) {
@@ -54,7 +63,7 @@ __device__ void check_loss(const Row& row, Block block) {
   if (block.index == 0 && threadIdx.x == 0) flag_loss(control, vector<double>(row, 0)[2 * control[SLOT]]);
 }
 
-// ring[SLOT] = (value, sum of weights), then what check_loss does: operands control, weight?, ring; scalars mean, rows.
+// What the blocks of a loss have added up, into the ring: operands control, weight?, ring; scalars mean, rows.
 template <typename T>
 __device__ void finish_loss(const Row& row, Block block) {
   if (block.index != 0) return;
@@ -68,12 +77,8 @@ __device__ void finish_loss(const Row& row, Block block) {
     sum = block_total(sum);
   }
   if (threadIdx.x != 0) return;
-  long long* control = vector<long long>(row, 0);
-  double* slot = vector<double>(row, 2) + 2 * control[SLOT];
   const double total = row.operands[1].address ? scratch[0] : (double)rows;
-  slot[0] = sum / loss_divisor(row.scalars[0] != 0, total);
-  slot[1] = total;
-  flag_loss(control, slot[0]);
+  put_loss(vector<long long>(row, 0), vector<double>(row, 2), sum, loss_divisor(row.scalars[0] != 0, total), total);
 }
 
 // --- means over the outputs of a function of (output, target) -------------------------------------------------------

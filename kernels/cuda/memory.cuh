@@ -48,6 +48,11 @@ __device__ __forceinline__ const T* in_shared(const T* p) {
   return static_cast<const T*>(__cvta_shared_to_generic(__cvta_generic_to_shared(p)));
 }
 
+// A row there.
+__device__ __forceinline__ const Row& row_at(size_t place) {
+  return *static_cast<const Row*>(__cvta_shared_to_generic(place));
+}
+
 // --- loads and stores --------------------------------------------------------------------------------------------
 
 // WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else one.
@@ -149,7 +154,7 @@ template <int WIDTH, typename T>
 __device__ __forceinline__ void load_words(T (&v)[WIDTH], const Matrix<T>& m, Index i, Index j) {
   if constexpr (MIXED) {
     if (m.half) {
-      load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + ((long long)i * m.stride + j));
+      load_halves<WIDTH>(v, reinterpret_cast<const unsigned short*>(m.data) + (i * m.stride + j));
       return;
     }
   }
@@ -170,7 +175,7 @@ template <int WIDTH, typename T>
 __device__ __forceinline__ void store(const Matrix<T>& m, Index i, Index j, const T (&v)[WIDTH]) {
   if constexpr (MIXED) {
     if (m.half) {
-      store_halves<WIDTH>(reinterpret_cast<unsigned short*>(m.data) + ((long long)i * m.stride + j), v);
+      store_halves<WIDTH>(reinterpret_cast<unsigned short*>(m.data) + (i * m.stride + j), v);
       return;
     }
   }
@@ -205,4 +210,61 @@ __device__ __forceinline__ bool aligned(const Matrix<T>& m, bool flat = false) {
   const int size = m.half ? 2 : (int)sizeof(T);
   const int step = m.rows > 1 && !flat ? (int)m.stride * size : 0;  // its lowest bits are asked for
   return (((int)reinterpret_cast<long long>(m.data) | step) & (WIDTH * size < 16 ? WIDTH * size - 1 : 15)) == 0;
+}
+
+// --- parts of rows ------------------------------------------------------------------------------------------------
+
+// C neighbours of row i from column j on; 0 beyond the last column. `whole`: all are there, and can be taken at once.
+template <int C, typename T>
+__device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, Index i, Index j, bool whole) {
+  if constexpr (C % 4 == 0) {
+    if (whole) {
+      load<C>(v, m, i, j);
+      return;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < C; c++) v[c] = j + c < m.columns ? element(m, i, j + c) : T(0);
+}
+
+// The same of several rows, `apart` from each other, of which those from `rows` on are 0. `all`: every row and column is
+// there, and can be taken at once, which is asked once and not for each: the rows are under way together.
+template <int ROWS, int C, typename T>
+__device__ __forceinline__ void load_rows(T (&v)[ROWS][C], const Matrix<T>& m, int i, int apart, int rows, Index j,
+                                          bool all) {
+  if constexpr (C % 4 == 0) {
+    if (all) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) load_words<C>(v[r], m, i + r * apart, j);
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) as_numbers<C>(v[r], m);
+      return;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+    for (int c = 0; c < C; c++) v[r][c] = T(0);
+    if (i + r * apart < rows) load_part<C>(v[r], m, i + r * apart, j, false);
+  }
+}
+template <int C, typename T>
+__device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j, const T (&v)[C], bool whole) {
+  if constexpr (C % 4 == 0) {
+    if (whole) {
+      store<C>(m, i, j, v);
+      return;
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < C; c++)
+    if (j + c < m.columns) set_element(m, i, j + c, v[c]);
+}
+
+template <int ROWS, int C, typename T>
+__device__ __forceinline__ void store_rows(const Matrix<T>& m, int i, int apart, int rows, Index j,
+                                           const T (&v)[ROWS][C], bool all) {
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    if (all || i + r * apart < rows) store_part<C>(m, i + r * apart, j, v[r], all);
 }

@@ -24,61 +24,6 @@ __device__ __forceinline__ void load_near(T (&v)[C], const T* factor) {
   }
 }
 
-// C neighbours of row i from column j on; 0 beyond the last column. `whole`: all are there, and can be taken at once.
-template <int C, typename T>
-__device__ __forceinline__ void load_part(T (&v)[C], const Matrix<T>& m, Index i, Index j, bool whole) {
-  if constexpr (C % 4 == 0) {
-    if (whole) {
-      load<C>(v, m, i, j);
-      return;
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < C; c++) v[c] = j + c < m.columns ? element(m, i, j + c) : T(0);
-}
-
-// The same of several rows, `apart` from each other, of which those from `rows` on are 0. `all`: every row and column is
-// there, and can be taken at once, which is asked once and not for each: the rows are under way together.
-template <int ROWS, int C, typename T>
-__device__ __forceinline__ void load_rows(T (&v)[ROWS][C], const Matrix<T>& m, int i, int apart, int rows, Index j,
-                                          bool all) {
-  if constexpr (C % 4 == 0) {
-    if (all) {
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) load_words<C>(v[r], m, i + r * apart, j);
-#pragma unroll
-      for (int r = 0; r < ROWS; r++) as_numbers<C>(v[r], m);
-      return;
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-    for (int c = 0; c < C; c++) v[r][c] = T(0);
-    if (i + r * apart < rows) load_part<C>(v[r], m, i + r * apart, j, false);
-  }
-}
-template <int C, typename T>
-__device__ __forceinline__ void store_part(const Matrix<T>& m, Index i, Index j, const T (&v)[C], bool whole) {
-  if constexpr (C % 4 == 0) {
-    if (whole) {
-      store<C>(m, i, j, v);
-      return;
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < C; c++)
-    if (j + c < m.columns) set_element(m, i, j + c, v[c]);
-}
-
-template <int ROWS, int C, typename T>
-__device__ __forceinline__ void store_rows(const Matrix<T>& m, int i, int apart, int rows, Index j,
-                                           const T (&v)[ROWS][C], bool all) {
-#pragma unroll
-  for (int r = 0; r < ROWS; r++)
-    if (all || i + r * apart < rows) store_part<C>(m, i + r * apart, j, v[r], all);
-}
-
 // y = f(x + bias), c = y b + added, where c has few columns: operands bias, b, added, x, y, c; bias and added may be
 // absent, and y, where no gradient will read it or x. Else the bias stays in x where the gradient reads that. A group of
 // 8 lanes takes 4 rows, which are read once.
@@ -163,11 +108,8 @@ __device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, B
 #pragma unroll
     for (int c = 0; c < C; c++) shared[((warp * P + p) * C + c) * WARP + lane] = v[first + p][c];
   __syncthreads();
-  for (int e = threadIdx.x; e < P * C * WARP; e += blockDim.x) {
-    T sum = shared[e];
-    for (int other = 1; other < warps; other++) sum += shared[other * P * C * WARP + e];
-    body(first + e / (C * WARP), e / WARP % C, e % WARP, sum);
-  }
+  for (int e = threadIdx.x; e < P * C * WARP; e += blockDim.x)
+    body(first + e / (C * WARP), e / WARP % C, e % WARP, sum_of_parts(shared + e, warps, P * C * WARP));
 }
 
 // dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a

@@ -53,15 +53,11 @@ __device__ void layer_norm_grad(const Row& row, Block block) {
         *dx.at(i, j) = rstd * (g - mean_g - (*x.at(i, j) - mean) * rstd * mean_gn);
       }
     });
+  const Matrix<T> operands[] = {dy, x};
   if (dgamma)
-    sum_columns(
-        x.rows, x.columns, dgamma, block,
-        [&](Index i, Index j) { return *dy.at(i, j) * ((*x.at(i, j) - means[i]) * rstds[i]); },
-        [](T v, Index, Index) { return v; });
-  if (dbeta)
-    sum_columns(
-        x.rows, x.columns, dbeta, block, [&](Index i, Index j) { return *dy.at(i, j); },
-        [](T v, Index, Index) { return v; });
+    sum_columns<3, 0>(operands, dgamma, block,
+                      [&](T(&v)[2], Index i) { return v[0] * ((v[1] - means[i]) * rstds[i]); });
+  if (dbeta) sum_columns<1, 0>(operands, dbeta, block, [](T(&v)[2], Index) { return v[0]; });
 }
 
 // Each column to mean 0 and variance 1 of the batch: operands x, gamma?, beta?, y, mean, var, rstd; scalar eps.
@@ -84,6 +80,11 @@ __device__ void batch_norm(const Row& row, Block block) {
     if (c.first == 0) means[j] = mean, variances[j] = variance, rstds[j] = rstd;
   });
 }
+
+template <typename T>
+struct Pair {
+  T first, second;
+};
 
 // Gradients of batch_norm: operands x, gamma?, mean, rstd, dy, dx?, dgamma?, dbeta?.
 template <typename T>

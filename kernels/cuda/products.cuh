@@ -20,23 +20,27 @@ __device__ __forceinline__ bool steps_aligned(const T* data, Index stride) {
   return (((int)reinterpret_cast<long long>(data) | (int)stride * (int)sizeof(T)) & 15) == 0;
 }
 
-// What a thread reads of a factor: N neighbours of its side from `first` on, four places of the inner side at once.
-// Addresses are found once for each tile, since 64-bit products in the loop would cost more than the sums.
+// What a thread reads of a factor: N places of its side, four places of the inner side at once. Of eight places four are
+// neighbours from `first` on, and four from `apart` further. Addresses are found once for each tile, since 64-bit products
+// in the loop would cost more than the sums.
 template <int KIND, bool NEAR, typename T, int N>
 struct Reader {
-  const T* at[KIND == ALONG_SIDE ? 1 : N];  // of each neighbour, at the first place of the inner side
+  static constexpr int POINTERS = KIND != ALONG_SIDE ? N : N > 4 ? N / 4 : 1;
+  const T* at[POINTERS];  // of each place, or of each four, at the first place of the inner side
   long long inner;
 
-  __device__ __forceinline__ Reader(const Factor<T>& f, Index first, Index sides) : inner(f.inner) {
-    // neighbours beyond the last side are that side once more; along the side all of them are there
+  __device__ __forceinline__ Reader(const Factor<T>& f, Index first, Index sides, Index apart = 0) : inner(f.inner) {
+    // places beyond the last side are the last ones once more; along the side fours are whole
+    constexpr int EACH = KIND != ALONG_SIDE ? 1 : N < 4 ? N : 4;
 #pragma unroll
-    for (int n = 0; n < (KIND == ALONG_SIDE ? 1 : N); n++) {
-      at[n] = f.at(first + n < sides ? first + n : sides - 1, 0);
+    for (int n = 0; n < POINTERS; n++) {
+      const Index place = first + n * EACH % 4 + n * EACH / 4 * apart;
+      at[n] = f.at(place + EACH <= sides ? place : sides - EACH, 0);
       if (NEAR) at[n] = in_shared(at[n]);
     }
   }
 
-  // v[n][s] = the factor at (first + n, p + s)
+  // v[n][s] = the factor at (place n, p + s)
   __device__ __forceinline__ void read(T (&v)[N][4], int p) const {
     if constexpr (KIND == ALONG_INNER) {
 #pragma unroll
@@ -52,9 +56,17 @@ struct Reader {
     }
   }
 
-  // v[n] = the factor at (first + n, p)
+  // v[n] = the factor at (place n, p)
   __device__ __forceinline__ void one(T (&v)[N], int p) const {
-    if constexpr (KIND == ALONG_SIDE) {
+    if constexpr (KIND == ALONG_SIDE && N > 4) {
+#pragma unroll
+      for (int k = 0; k < POINTERS; k++) {
+        T q[4];
+        load<4>(q, at[k] + p * inner);
+#pragma unroll
+        for (int n = 0; n < 4; n++) v[4 * k + n] = q[n];
+      }
+    } else if constexpr (KIND == ALONG_SIDE) {
       load<N>(v, at[0] + p * inner);
     } else {
 #pragma unroll
@@ -90,7 +102,7 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
     };
     T x[2][M][4], y[2][N][4];
     const auto read = [&](int k) { a.read(x[k], p), b.read(y[k], p), p = next(p); };
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(T) == 4 && M * N <= TILE * TILE) {
       read(0);
       for (int n = fours; n > 0; n -= 2) {
         read(1);
@@ -99,7 +111,8 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
         read(0);
         add_products(sums, x[1], y[1]);
       }
-    } else {  // for doubles there would be too few registers
+    } else {  // there would be too few registers
+#pragma unroll 1
       for (int n = 0; n < fours; n++) {
         read(0);
         add_products(sums, x[0], y[0]);
@@ -198,6 +211,72 @@ __device__ __forceinline__ void multiply(const Product<T>& product, Block block)
   }
 }
 
+// Two lanes, `apart` from each other, have parts of the sums of COUNT rows: each adds up half of the rows.
+template <int COUNT, int M, int N, typename T>
+__device__ __forceinline__ void halve(T (&sums)[M][N], bool upper, int apart) {
+#pragma unroll
+  for (int m = 0; m < COUNT / 2; m++)
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      const T given = upper ? sums[m][n] : sums[m + COUNT / 2][n];
+      sums[m][n] = (upper ? sums[m + COUNT / 2][n] : sums[m][n]) + __shfl_xor_sync(0xffffffffu, given, apart);
+    }
+}
+
+// c in tiles of 8 x 8 by one block, with half as many loads a product as in tiles of 4 x 4. Up to eight lanes share the
+// inner side of a tile, and each adds up some of its rows. Of both sides a tile has four places, and four half of the
+// side further on.
+template <int A_KIND, int B_KIND, typename T>
+__device__ __forceinline__ void multiply_large(const Product<T>& product) {
+  constexpr int SIDE = 8, MOST = 3;
+  const Matrix<T>& c = product.c;
+  const int rows = (int)c.rows, columns = (int)c.columns, depth = product.inner;
+  const int tiles_down = (rows + SIDE - 1) / SIDE, tiles_across = (columns + SIDE - 1) / SIDE;
+  const int tiles = tiles_down * tiles_across, far_down = 4 * tiles_down, far_across = 4 * tiles_across;
+  int halvings = 0;  // of the inner side
+  while (halvings < MOST && tiles << (halvings + 1) <= blockDim.x && 8 << halvings <= depth) halvings++;
+  // neighbouring lanes read what lies side by side: places of the inner side where b has them so, else tiles
+  constexpr bool TURNED = B_KIND == ALONG_INNER;
+  const int lane = threadIdx.x % WARP, each = WARP >> halvings;
+  const int part = TURNED ? lane & ((1 << halvings) - 1) : lane >> (5 - halvings);
+  const int slot = TURNED ? lane >> halvings : lane & (each - 1), apart = TURNED ? 1 : each;
+  for (int first = threadIdx.x / WARP * each; first < tiles; first += blockDim.x / WARP * each) {
+    const bool here = first + slot < tiles;  // others come along for the shuffles
+    const int tile = here ? first + slot : tiles - 1;
+    const int down = (int)quotient((float)tile + 0.5f, (float)tiles_across), across = tile - down * tiles_across;
+    T sums[SIDE][SIDE] = {};
+    accumulate<TURNED>(sums, Reader<A_KIND, true, T, SIDE>(product.a, 4 * down, rows, far_down),
+                       Reader<B_KIND, true, T, SIDE>(product.b, 4 * across, columns, far_across), 4 * part, depth,
+                       halvings, across % 8);
+    int i = 4 * down;
+    if (halvings > 0) halve<8>(sums, part & 1, apart), i += (part & 1) * far_down;
+    if (halvings > 1) halve<4>(sums, part & 2, 2 * apart), i += part & 2;
+    if (halvings > 2) halve<2>(sums, part & 4, 4 * apart), i += part >> 2;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int j = 4 * across + h * far_across;
+      if (!here || j >= columns) continue;
+      T bias[4] = {};
+      if (product.bias) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) bias[n] = product.bias[j + n];
+      }
+#pragma unroll
+      for (int m = 0; m < SIDE; m++) {
+        const int place = i + m % 4 + m / 4 * far_down;
+        if (m >= SIDE >> halvings || place >= rows) break;
+        T v[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          v[n] = sums[m][4 * h + n] + bias[n];
+          if (product.relu && v[n] < T(0)) v[n] = T(0);
+        }
+        store<4>(c.at(place, j), v);
+      }
+    }
+  }
+}
+
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>
 __device__ __forceinline__ void multiply_wide(const Product<T>& product, Block block) {
@@ -211,6 +290,17 @@ __device__ __forceinline__ void multiply_wide(const Product<T>& product, Block b
 }
 
 template <typename T>
+__device__ __forceinline__ void multiply_large(const Product<T>& product) {
+  if (product.form == FIRST_TURNED) {
+    multiply_large<ALONG_SIDE, ALONG_SIDE>(product);
+  } else if (product.form == SECOND_TURNED) {
+    multiply_large<ALONG_INNER, ALONG_INNER>(product);
+  } else {
+    multiply_large<ALONG_INNER, ALONG_SIDE>(product);
+  }
+}
+
+template <typename T, bool BLOCK = false>
 __device__ void matmul(const Row& row, Block block) {
   const Product<T> p(row);
   const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
@@ -228,6 +318,14 @@ __device__ void matmul(const Row& row, Block block) {
   } else if (!wide || (p.form != SECOND_TURNED && !whole)) {
     multiply<TILE, TILE, APART, APART, false>(p, block);
   } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
+    // below that some threads would have no tile
+    if constexpr (BLOCK && sizeof(T) == 4) {
+      if (p.c.columns % 4 == 0 && steps_aligned(p.c.data, p.c.stride) &&
+          p.c.rows * p.c.columns >= 8 * (int)blockDim.x) {
+        multiply_large(p);
+        return;
+      }
+    }
     multiply_wide<true>(p, block);
   } else {
     multiply_wide<false>(p, block);
@@ -263,10 +361,8 @@ __device__ void add_bias(const Row& row, Block block) {
 // db = sums of the columns of dy: operands dy, db.
 template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
-  const Matrix<T> dy = matrix<T>(row, 0);
-  sum_columns(
-      dy.rows, dy.columns, matrix<T>(row, 1), block, [&](Index i, Index j) { return word(dy, i, j); },
-      [&](T v, Index, Index) { return number(v, dy); });
+  const Matrix<T> operands[] = {matrix<T>(row, 0)};
+  sum_columns<1, 0>(operands, matrix<T>(row, 1), block, [](T(&v)[1], Index) { return v[0]; });
 }
 
 // y = x: operands x, y.

@@ -95,12 +95,9 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
 
 // --- a block's share of rows -------------------------------------------------------------------------------------
 
-// A warp takes a row, or several narrow ones: a power of two of its lanes to each.
-__device__ __forceinline__ int lanes_for(Index columns) {
-  int lanes = 1;
-  while (lanes < WARP && lanes < columns) lanes *= 2;
-  return lanes;
-}
+// How often 1 is doubled until it is at least `n`; 5 times at most, for the lanes of a warp. Shifts by it cost a tenth of
+// the quotients that a number of lanes would want.
+__device__ __forceinline__ int doublings_for(Index n) { return n < WARP ? 32 - __clz((int)n - 1) : 5; }
 
 // The sum over the lanes of a row, in an order that does not depend on anything else; each of them gets it.
 template <typename T>
@@ -114,17 +111,18 @@ __device__ __forceinline__ T row_maximum(T v, int lanes) {
   return v;
 }
 
-// Calls body(i, lane, lanes, columns) for rows of a matrix. Lanes whose row does not exist come along with 0 columns
-// and a row that does, since a shuffle wants all of the warp; they must not write what belongs to the row.
+// Calls body(i, lane, lanes, columns) for rows of a matrix. A warp takes a row, or several narrow ones: a power of two of
+// its lanes to each. Lanes whose row does not exist come along with 0 columns and a row that does, since a shuffle wants
+// all of the warp; they must not write what belongs to the row.
 template <typename Body>
 __device__ __forceinline__ void for_each_row(Index rows, Index columns, Block block, Body body) {
-  const int lanes = lanes_for(columns), at_once = WARP / lanes, in_warp = threadIdx.x % WARP;
-  const Index warp = ((Index)block.index * blockDim.x + threadIdx.x) / WARP;
-  const Index warps = (Index)block.count * blockDim.x / WARP;
+  const int level = doublings_for(columns), lanes = 1 << level, at_once = WARP >> level, in_warp = threadIdx.x % WARP;
+  const Index warp = (Index)block.index * (blockDim.x / WARP) + threadIdx.x / WARP;
+  const Index warps = (Index)block.count * (blockDim.x / WARP);
   for (Index first = warp * at_once; first < rows; first += warps * at_once) {
-    const Index i = first + in_warp / lanes;
+    const Index i = first + (in_warp >> level);
     const bool here = i < rows;
-    body(here ? i : rows - 1, in_warp % lanes, lanes, here ? columns : 0);
+    body(here ? i : rows - 1, in_warp & (lanes - 1), lanes, here ? columns : 0);
   }
 }
 
@@ -147,13 +145,27 @@ __device__ __forceinline__ void along_row(int lane, int lanes, Index columns, Lo
 // A block takes up to 32 columns at once, and more where it is the only one, since each time costs a few barriers; its
 // threads stand in rows of that width, each with a part of the rows.
 struct Columns {
-  int width, place, first, step;  // columns at once; this thread's column among them; its first row, rows to the next
+  int level, width, place, first, step;  // columns at once, 1 << level; this thread's among them; its rows
 
-  __device__ __forceinline__ Columns(Index columns, Block block) : width(lanes_for(columns)) {
-    while (block.count == 1 && width < columns && blockDim.x % (2 * width) == 0) width *= 2;
-    place = threadIdx.x % width, first = threadIdx.x / width, step = blockDim.x / width;
+  __device__ __forceinline__ Columns(Index columns, Block block) : level(doublings_for(columns)) {
+    while (block.count == 1 && 1 << level < columns && blockDim.x >> (level + 1)) level++;
+    width = 1 << level;
+    place = threadIdx.x & (width - 1), first = threadIdx.x >> level, step = blockDim.x >> level;
   }
 };
+
+// The sum of `count` numbers `apart` from each other. Four loads are under way at once.
+template <typename T>
+__device__ __forceinline__ T sum_of_parts(const T* parts, int count, int apart) {
+  T total = T(0);
+  for (int part = 0; part < count; part += 4) {
+    T v[4];
+#pragma unroll
+    for (int u = 0; u < 4; u++) v[u] = part + u < count ? parts[(part + u) * apart] : T(0);
+    total += (v[0] + v[1]) + (v[2] + v[3]);
+  }
+  return total;
+}
 
 // The sums over the threads of each column; all of them get it. Every thread of the block must come.
 template <typename T>
@@ -165,9 +177,7 @@ __device__ __forceinline__ T column_total(T v, const Columns& c) {
   __syncthreads();  // what lay there may still be read
   if (threadIdx.x % abreast < c.width) shared[threadIdx.x / abreast * c.width + c.place] = v;
   __syncthreads();
-  T total = shared[c.place];
-  for (int part = 1; part < parts; part++) total += shared[part * c.width + c.place];
-  return total;
+  return sum_of_parts(shared + c.place, parts, c.width);
 }
 
 // The sum of v over the threads of the block, whole warps; all of them get it. Every thread must come.
@@ -213,25 +223,68 @@ __device__ __forceinline__ void for_each_column(Index columns, Block block, Body
   }
 }
 
-// db = sums of the columns: with one row in db, over all rows; with more, each over its share of the rows.
-template <typename T, typename Load, typename Term>
-__device__ __forceinline__ void sum_columns(Index rows, Index columns, Matrix<T> db, Block block, Load load,
-                                            Term term) {
-  using Loaded = decltype(load(rows, columns));
-  const Columns c(columns, block);
-  const Index tiles = (columns + c.width - 1) / c.width;
-  Index each, over;
-  divide(rows + db.rows - 1, db.rows, each, over);
-  for (Index unit = block.index; unit < tiles * db.rows; unit += block.count) {
-    Index share, tile;
-    divide(unit, tiles, share, tile);
-    const Index j = tile * c.width + c.place;
-    const Index first = share * each, last = first + each < rows ? first + each : rows;
-    const bool here = j < columns;
-    const T sum = sum_over<T>(first + c.first, here ? last : first, c.step,
-                              [&](Index i) { return load(i, j); },
-                              [&](const Loaded& loaded, Index i) { return term(loaded, i, j); });
-    const T total = column_total(sum, c);
-    if (here && c.first == 0) *db.at(share, j) = total;
+// db = sums over the columns of what f gives for the entries of operands of one shape, as in `elementwise`: f(entry, i)
+// may change those that WRITTEN names. With one row in db over all rows; with more, each over its share of the rows.
+// A thread takes four neighbouring columns; sums of up to 64 terms are added up apart, as in `sum_over`.
+template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], Matrix<T> db, Block block, F f) {
+  // what the warps have lies in the scratch memory together
+  constexpr int C = 4, ROWS = 2, WIDEST = SCRATCH_BYTES / (C * (int)sizeof(T)) * WARP / 512;
+  static_assert(CHAIN_THREADS <= 512 && RESIDENT_THREADS <= 512 && THREADS <= 512, "the most threads of a block");
+  T* shared = shared_scratch<T>();
+  const int rows = (int)operands[0].rows, columns = (int)operands[0].columns, packs = (columns + C - 1) / C;
+  bool wide = true;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) wide = wide && aligned<C>(operands[k]);
+  // threads abreast: a block takes 32 columns at once, and all of them where it is the only one
+  const int level = doublings_for(min(packs, block.count == 1 ? WIDEST : WARP / C)), width = 1 << level;
+  const int place = threadIdx.x & (width - 1), deep = blockDim.x >> level, tiles = (packs + width - 1) >> level;
+  const int shares = (int)db.rows, each = shares > 1 ? (rows + shares - 1) / shares : rows;
+  for (int unit = block.index; unit < tiles * shares; unit += block.count) {
+    const int share = shares > 1 ? unit / tiles : 0, left = (unit - share * tiles) * width * C, j = left + place * C;
+    const int last = (share + 1) * each < rows ? (share + 1) * each : rows;
+    T totals[C] = {};
+    for (int i = share * each + (threadIdx.x >> level); i < last && j < columns;) {
+      T part[C] = {};
+#pragma unroll 1
+      for (int n = 0; n < 64 / ROWS && i < last; n++, i += ROWS * deep) {
+        const bool all = wide && j + C <= columns && i + (ROWS - 1) * deep < last;
+        T v[COUNT][ROWS][C];
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+          if (READ >> k & 1) load_rows(v[k], operands[k], i, deep, last, j, all);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const bool here = all || i + r * deep < last;
+#pragma unroll
+          for (int c = 0; c < C; c++) {
+            T entry[COUNT];
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) entry[k] = READ >> k & 1 ? v[k][r][c] : T(0);
+            const T term = f(entry, here ? i + r * deep : i);
+            if (here) part[c] += term;
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) v[k][r][c] = entry[k];
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+          if (WRITTEN >> k & 1) store_rows(operands[k], i, deep, last, j, v[k], all);
+      }
+#pragma unroll
+      for (int c = 0; c < C; c++) totals[c] += part[c];
+    }
+    // over the lanes of a warp that stand in the same columns, then over the warps
+    for (int step = WARP / 2; step >= width; step /= 2)
+#pragma unroll
+      for (int c = 0; c < C; c++) totals[c] += __shfl_xor_sync(0xffffffffu, totals[c], step);
+    const int parts = blockDim.x / WARP;
+    __syncthreads();  // what lay there may still be read
+    if (threadIdx.x % WARP < width)
+#pragma unroll
+      for (int c = 0; c < C; c++) shared[((threadIdx.x / WARP << level) + place) * C + c] = totals[c];
+    __syncthreads();
+    for (int e = threadIdx.x; e < width * C && left + e < columns; e += blockDim.x)
+      *db.at(share, left + e) = sum_of_parts(shared + e, parts, width * C);
   }
 }

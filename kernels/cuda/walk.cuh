@@ -4,7 +4,7 @@
 __device__ __noinline__ void walk(const Row* rows, int count) {
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
-    perform(rows[i], Block{0, 1});
+    perform(__cvta_generic_to_shared(rows + i));
     __syncthreads();
   }
 }

@@ -28,9 +28,9 @@ def network(activation: object, dropout: float = 0.0, dtype: str = "float64") ->
     )
 
 
-def step_program(net: gm.Sequential) -> Program:
+def step_program(net: gm.Sequential, batch_rows: int = 8) -> Program:
     shape = DataShape(ROWS, ROWS, FEATURES, (), False)
-    return training_plan(net, get_loss("cross_entropy"), gm.SGD(0.1), shape, 8, False).batch
+    return training_plan(net, get_loss("cross_entropy"), gm.SGD(0.1), shape, batch_rows, False).batch
 
 
 def memory_of(net: gm.Sequential) -> Memory:

@@ -24,12 +24,14 @@ def product():
     return Step("matmul", call=Call("matmul", ()))
 
 
-def test_a_loss_is_checked_where_its_sum_is_made(stand_in):
-    backend, network = stand_in(), gm.mlp((7, 6, 3), device="stand-in")
-    program, executor = step_program(network), GraphExecutor(backend, memory_of(network))
+@pytest.mark.parametrize(("classes", "finishes"), [(3, 0), (70, 1)])
+def test_a_loss_is_checked_where_its_sum_is_made(stand_in, classes, finishes):
+    """By the loss itself, unless several blocks share it."""
+    backend, network = stand_in(), gm.mlp((7, 6, classes), device="stand-in")
+    program, executor = step_program(network, batch_rows=20), GraphExecutor(backend, memory_of(network))
     executor.prepare(program)
     operations = [step.operation for step in executor.linked(program).steps]
-    assert operations.count("finish_loss") == 1
+    assert operations.count("finish_loss") == finishes
     assert "check_loss" not in operations
 
 
@@ -169,7 +171,7 @@ def test_the_gradients_of_a_middle_layer_are_one_launch_and_those_of_a_small_las
     steps = executor.linked(program).steps
     operations = [[s.operation for s in steps[a:b]] for a, b in executor.groups(steps, "float32")]
     assert ["matmul_pair"] in operations
-    (loss,) = [chain for chain in operations if "finish_loss" in chain]
+    (loss,) = [chain for chain in operations if "softmax_cross_entropy_labels" in chain]
     assert loss.count("small_matmul") == 3  # forward, and the gradients of the weight and of the input
     assert "gather_labels" in loss
     assert not [name for chain in operations for name in chain if "narrow" in name]

@@ -15,7 +15,7 @@ import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors.linking import encode, instruct, work_bytes
-from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
+from gpumlp.executors.unfolding import encode_steps, finish_loss, scratch_bytes, unfold
 from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cpu import address
 from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host, source
@@ -99,12 +99,13 @@ def _run_on_host(
     memory = Memory({}, {name: _base(array) for name, array in arrays.items() if array is not None})
     nothing = Arena(gm.get_backend("cpu"), ())
     steps = unfold(Program((call,), {}, frozenset(), 1, dtype), memory, nothing, 1, lambda _: False)
-    for step in steps:
+    for step in list(steps):
         step.blocks = 1 if OPERATIONS[step.operation].grid == "one" else blocks
         if step.operation == "sum_squares":
             step.scratch = 8 * blocks
         elif "ring" in kernel_spec(kernel).updates and step.scratch:
             step.scratch = 8 * (2 + blocks)
+            steps += [finish_loss(step)] if blocks > 1 else []
         elif step.operation == "clip_by_norm":
             step.scalars = [step.scalars[0], blocks]
     scratch = np.full(scratch_bytes(steps) // 8 + 8, np.nan)  # what is read there before it is written shows

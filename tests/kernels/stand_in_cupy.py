@@ -219,7 +219,7 @@ class RawModule:
         CUDA.modules += 1
         self.code, self.device = code, CUDA.device
         mixed = "MIXED = 1" in code
-        double = "<double>(row, Block" in code or "<double>(row, block); }" in code  # by itself, or walked
+        double = "<double>(row, Block" in code or "<double>(row_at(" in code  # by itself, or walked
         self.built = host.HostModule("bf16" if mixed else "float64" if double else "float32")
 
     def get_function(self, name):

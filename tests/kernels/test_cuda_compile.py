@@ -101,7 +101,7 @@ def spills(log: str) -> dict[str, int]:
     """Bytes that each function stores into local memory because registers do not suffice."""
     found = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores", log)
     # functions of C++ have mangled names: _Z<length><name>...
-    return {re.sub(r"^_Z\d+(\w+)RK3Row5Block$", r"\1", name): int(count) for name, count in found}
+    return {re.sub(r"^_Z\d+(perform_\w+)[my]$", r"\1", name): int(count) for name, count in found}
 
 
 def unit_text(dtype: str, names: Sequence[str], together: str) -> str:
