@@ -1,0 +1,65 @@
+"""Products of the resident kernel, whose factors lie in shared memory: each form, in sizes that tiles divide or not."""
+
+import numpy as np
+import pytest
+
+import gpumlp as gm
+from gpumlp.arena import Segment
+from gpumlp.executors.resident import ResidentExecutor
+from gpumlp.program import ACTIVATION_ARENA, Call, Operand, Program
+from tests.executors.programs import memory_of
+
+FORMS = {"plain": (False, False), "first turned": (True, False), "second turned": (False, True)}
+SIZES = [
+    (32, 128, 64),  # rows, columns, inner side: tiles of 8 x 8, two lanes each
+    (64, 128, 32),  # one lane
+    (32, 64, 128),  # four
+    (16, 64, 200),  # eight
+    (100, 36, 10),  # tiles beyond the last row and column, an inner side that four do not divide
+    (12, 96, 3),  # an inner side below four
+    (32, 64, 1),
+    (33, 35, 37),  # nothing that 16 bytes divide
+    (5, 12, 40),  # fewer tiles than threads
+    (128, 1, 32),
+    (1, 64, 32),
+]
+TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
+
+
+def run(backend, a, b, bias, form, dtype):
+    """The product, with bias and relu, by the resident kernel."""
+    turned_a, turned_b = FORMS[form]
+    shape = (a.shape[turned_a], b.shape[1 - turned_b])
+    given = {"a": a, "b": b, "bias": bias, "c": np.full(shape, np.nan, dtype), "y": np.full(shape, np.nan, dtype)}
+    buffers = {name: Segment(name, v.shape, dtype) for name, v in given.items()}
+    o = {name: Operand(ACTIVATION_ARENA, name, v.shape, dtype) for name, v in given.items()}
+    calls = (
+        Call("matmul", (o["a"], o["b"], o["c"]), {"transpose_a": turned_a, "transpose_b": turned_b}),
+        Call("add_bias", (o["bias"], o["c"]), {}),
+        Call("relu", (o["c"], o["y"]), {}),
+    )
+    program = Program(calls, buffers, frozenset({"a", "b", "bias", "y"}), shape[0], dtype)
+    network = gm.mlp((7, 4, 3), device="stand-in", dtype=dtype)
+    executor = ResidentExecutor(backend, memory_of(network))
+    executor.prepare(program)
+    for name in ("a", "b", "bias"):
+        executor.view(program, o[name])[...] = given[name]
+    executor.execute(program)
+    return np.array(executor.view(program, o["y"]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_product_in_shared_memory_is_right_in_every_order_of_its_threads(size, form, dtype, stand_in):
+    rows, columns, inner = size
+    rng, (turned_a, turned_b) = np.random.default_rng(0), FORMS[form]
+    a = rng.normal(size=(inner, rows) if turned_a else (rows, inner)).astype(dtype)
+    b = rng.normal(size=(columns, inner) if turned_b else (inner, columns)).astype(dtype)
+    bias = rng.normal(size=columns).astype(dtype)
+    x, y = (m.T.astype("longdouble") if t else m.astype("longdouble") for m, t in ((a, turned_a), (b, turned_b)))
+    expected = np.maximum(x @ y + bias, 0)
+    found = [run(stand_in(order=order), a, b, bias, form, dtype) for order in ("ascending", "descending", "random:2")]
+    assert np.abs(found[0] - expected).max() <= TOLERANCE[dtype] * (1 + np.abs(expected).max()) * np.sqrt(inner + 1)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
