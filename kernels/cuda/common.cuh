@@ -88,6 +88,8 @@ __device__ __forceinline__ double size_of(double x) { return fabs(x); }
 __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ __forceinline__ double quotient(double a, double b) { return a / b; }
 
+#define INFINITE __longlong_as_double(0x7ff0000000000000ll)
+
 // NaN wins: fmax and fmin lose it.
 template <typename T>
 __device__ __forceinline__ T larger(T a, T b) {

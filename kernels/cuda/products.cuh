@@ -139,10 +139,10 @@ struct Product {
   Factor<T> a, b;
   Matrix<T> c;
   const T* bias;
-  bool relu;
+  T least;  // 0 where relu is applied
 
   __device__ __forceinline__ explicit Product(const Row& row)
-      : form((int)row.scalars[0]), c(matrix<T>(row, 2)), bias(vector<T>(row, 3)), relu(row.scalars[1] != 0) {
+      : form((int)row.scalars[0]), c(matrix<T>(row, 2)), bias(vector<T>(row, 3)), least(T(row.scalars[1] != 0 ? 0.0 : -INFINITE)) {
     const Matrix<T> x = matrix<T>(row, 0), y = matrix<T>(row, 1);
     const bool first = form == FIRST_TURNED, second = form == SECOND_TURNED;
     inner = (int)(first ? x.rows : x.columns);
@@ -196,7 +196,7 @@ __device__ __forceinline__ void multiply(const Product<T>& product, Block block)
 #pragma unroll
       for (int n = 0; n < N; n++) {
         sums[m][n] += bias[n];
-        if (product.relu && sums[m][n] < T(0)) sums[m][n] = T(0);
+        if (sums[m][n] < product.least) sums[m][n] = product.least;
       }
       if constexpr (N == 4) {
         if (wide && j + N <= columns) {
@@ -269,7 +269,7 @@ __device__ __forceinline__ void multiply_large(const Product<T>& product) {
 #pragma unroll
         for (int n = 0; n < 4; n++) {
           v[n] = sums[m][4 * h + n] + bias[n];
-          if (product.relu && v[n] < T(0)) v[n] = T(0);
+          if (v[n] < product.least) v[n] = product.least;
         }
         store<4>(c.at(place, j), v);
       }

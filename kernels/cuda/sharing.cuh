@@ -93,6 +93,52 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
                  [&](Index i, Index j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
 }
 
+// The same for operands of one row each, as the arenas are, of which the first two are there: a loop has half of the
+// instructions. Two packs are under way at a time.
+template <int WIDTH, int AT_ONCE, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void apply_flat(const Matrix<T> (&operands)[COUNT], Block block, F& f, Index first, Index last) {
+  const Index step = (Index)block.count * blockDim.x * WIDTH;
+#pragma unroll 1
+  for (Index j = first + ((Index)block.index * blockDim.x + threadIdx.x) * WIDTH; j < last; j += AT_ONCE * step) {
+    T v[AT_ONCE][COUNT][WIDTH] = {};
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++)
+#pragma unroll
+      for (int k = 0; k < COUNT; k++)
+        if ((READ >> k & 1) && (k < 2 || operands[k]) && j + u * step < last)
+          load_words<WIDTH>(v[u][k], operands[k], 0, j + u * step);
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
+#pragma unroll
+      for (int k = 0; k < COUNT; k++)
+        if ((READ >> k & 1) && (k < 2 || operands[k])) as_numbers<WIDTH>(v[u][k], operands[k]);
+#pragma unroll
+      for (int w = 0; w < WIDTH; w++) {
+        T entry[COUNT];
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) entry[k] = v[u][k][w];
+        f(entry);
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) v[u][k][w] = entry[k];
+      }
+#pragma unroll
+      for (int k = 0; k < COUNT; k++)
+        if ((WRITTEN >> k & 1) && (k < 2 || operands[k]) && j + u * step < last)
+          store<WIDTH>(operands[k], 0, j + u * step, v[u][k]);
+    }
+  }
+}
+
+template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COUNT], Block block, F f) {
+  bool wide = true;
+#pragma unroll
+  for (int k = 0; k < COUNT; k++) wide = wide && ((k >= 2 && !operands[k]) || aligned<PACK>(operands[k], true));
+  const Index columns = operands[0].columns, done = wide ? columns / PACK * PACK : 0;
+  apply_flat<PACK, 2, READ, WRITTEN>(operands, block, f, 0, done);
+  apply_flat<1, 1, READ, WRITTEN>(operands, block, f, done, columns);
+}
+
 // --- a block's share of rows -------------------------------------------------------------------------------------
 
 // How often 1 is doubled until it is at least `n`; 5 times at most, for the lanes of a warp. Shifts by it cost a tenth of
