@@ -242,8 +242,8 @@ for _name, _saved in ACTIVATIONS.items():
     _doc = f"matmul of a and b, which is turned, with an inner side up to {NARROW}, then {_name}_grad"
     _kernel(f"narrow_{_name}_grad", f"a b {_saved} -> dx", _doc, _scalars, f"dx={_saved}", FOR_GPUS)
     if _saved == "y":  # which the gradient of the weight reads too
-        _doc += "; matmul of y, which is turned, and a; column_sums of dx"
-        _kernel(f"narrow_{_name}_grad_sums", "a b y -> dx dw db?", _doc, _scalars, "dx=y", FOR_GPUS)
+        _doc += "; matmul of y, which is turned, and a; column_sums of dx, and of a"
+        _kernel(f"narrow_{_name}_grad_sums", "a b y -> dx dw db? da?", _doc, _scalars, "dx=y", FOR_GPUS)
 _kernel(
     "cast_bf16",
     "x -> y",
@@ -278,7 +278,8 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
     "column_sums": frozenset(["dy"]),
     "matmul": frozenset("abc"),
     **{
-        name: frozenset(spec.operands) - ({"mask"} if name in PRODUCTS else {"bias", "added", "dw", "db"})
+        name: frozenset(spec.operands)
+        - ({"mask"} if name in PRODUCTS else {"bias", "added", "dw", "db", "da"})
         for name, spec in FOR_GPUS.items()
         if name in PRODUCTS or "narrow" in name
     },

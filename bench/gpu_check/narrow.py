@@ -32,7 +32,7 @@ def operands(name: str, shape: tuple[int, int, int], dtype: str) -> dict[str, An
     rows, columns, few = shape
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("x", "y", "dx"), (rows, columns))
     shapes |= {"a": (rows, few), "b": (columns, few), "c": (rows, few), "dw": (columns, few)}
-    shapes |= {"bias": (columns,), "db": (columns,), "added": (few,)}
+    shapes |= {"bias": (columns,), "db": (columns,), "added": (few,), "da": (few,)}
     rng, spec = np.random.default_rng(rows), kernel_spec(name)
     values: dict[str, Any] = {}
     for operand in spec.operands:

@@ -127,7 +127,9 @@ class DeviceExecutor:
         """Link a lowered program whose intermediate tensors lie in `shared`; note what its kernels are."""
         activations = Arena(self.backend, program.buffers.values(), shared)
         steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
-        self._large |= any(p and p.rows * max(p.columns, p.stride) > MOST_ELEMENTS for step in steps for p in step.places)
+        self._large |= any(
+            p and p.rows * max(p.columns, p.stride) > MOST_ELEMENTS for step in steps for p in step.places
+        )
         # by itself, and as `with_advance` may make it, since one module is for all
         for whole in (steps, [*steps, Step("advance", blocks=1)]):
             for first, last in self.groups(whole, program.dtype):

@@ -64,7 +64,8 @@ def _bias_of(calls: Sequence[Call], i: int, x: Operand | None, dropped: set[int]
 def fuse_narrow_gradients(program: Program, pays: Callable[[Call], bool] = lambda product: True) -> Program:
     """Make one call of a product with a short inner side and the gradient of the activation behind it.
 
-    Where they read the same matrices, the gradient of the weight goes along, and with it that of the bias below.
+    Where they read the same matrices, the gradient of the weight goes along, and with it those of the bias below and of
+    the layer's own.
 
     Args:
         pays: whether that is better for a product than to leave it as it is.
@@ -85,10 +86,10 @@ def fuse_narrow_gradients(program: Program, pays: Callable[[Call], bool] = lambd
             kernel += "_sums"
             operands.append(calls[weight].operands[2])
             dropped.add(weight)
-            sums = find_column_sums(calls, i + 1, dx)
-            operands.append(None if sums is None else calls[sums].operands[1])
-            if sums is not None:
-                dropped.add(sums)
+            for sums in find_column_sums(calls, i + 1, dx, dropped), find_column_sums(calls, 0, a, dropped):
+                operands.append(None if sums is None else calls[sums].operands[1])
+                if sums is not None:
+                    dropped.add(sums)
         calls[i] = replace(gradient, kernel=kernel, operands=tuple(operands))
         dropped.add(i - 1)
     return substitute(replace(program, calls=tuple(calls)), {}, dropped)

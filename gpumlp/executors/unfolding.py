@@ -225,16 +225,18 @@ def _shares_of(wholes: Sequence[Place], count: int, step: Step, backend: Backend
 
 
 def _narrow_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Step]:
-    """Gradients of an activation, a weight and a bias; where there are many rows, the sums in shares of them."""
-    *_, dx, dw, db = step.places
+    """Gradients of an activation, a weight and biases; where there are many rows, the sums in shares of them."""
+    *others, dx, dw, db, da = step.places
     assert dx is not None
     assert dw is not None
     tiles = narrow_tiles(dx.columns, dw.itemsize)  # dx may be in bfloat16
     count = narrow_shares(dx.rows, tiles, THREADS, most_blocks)
     wholes = [replace(dw, rows=1, columns=dw.rows * dw.columns, stride=dw.rows * dw.columns)]
-    wholes += [] if db is None else [db]
+    wholes += [bias for bias in (db, da) if bias is not None]
     parts = wholes if count == 1 else _shares_of(wholes, count, step, backend)
-    step.places = [*step.places[:-2], *parts, *[None] * (2 - len(parts))]
+    of_weight, *of_biases = parts
+    in_order = iter(of_biases)
+    step.places = [*others, dx, of_weight, *(None if bias is None else next(in_order) for bias in (db, da))]
     step.blocks = min(tiles * count, most_blocks)
     yield step
     if count > 1:

@@ -311,18 +311,17 @@ def _kernel(operation: Operation, real: str) -> str:
 
 
 def _perform(operations: Iterable[str], real: str) -> str:
-    """The function that calls the operation of a row.
+    """The function that calls the operation of a row in shared memory, whose address there it is given.
 
     Each operation is a function of its own there: inlined, they would be compiled as one, which takes several times as
     long, and would share the registers of the largest, which then spill.
     """
+    types = {name: f"{real}, true" if name == "matmul" else real for name in operations}
     apart = "".join(
         f"__device__ __noinline__ void perform_{name}(size_t at) {{\n"
-        f"  {name}<{real}{', true' if name == 'matmul' else ''}>(row_at(at), Block{{0, 1}});\n}}\n"
+        f"  {name}<{types[name]}>(row_at(at), Block{{0, 1}});\n}}\n"
         for name in operations
     )
-    cases = "".join(
-        f"    case {OPERATIONS[name].code}: perform_{name}(at); break;\n" for name in operations
-    )
+    cases = "".join(f"    case {OPERATIONS[name].code}: perform_{name}(at); break;\n" for name in operations)
     switch = f"  switch ((int)row_at(at).op) {{\n{cases}  }}\n"
     return f"{apart}\n__device__ void perform(size_t at) {{\n{switch}}}\n"

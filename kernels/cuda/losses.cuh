@@ -16,9 +16,9 @@ __device__ __forceinline__ void flag_loss(long long* control, double value) {
 }
 
 // ring[SLOT] = (value, sum of weights), then what check_loss does.
-__device__ __forceinline__ void put_loss(long long* control, double* ring, double sum, double divisor, double total) {
+__device__ __forceinline__ void put_loss(long long* control, double* ring, double sum, bool mean, double total) {
   double* slot = ring + 2 * control[SLOT];
-  slot[0] = sum / divisor;
+  slot[0] = sum / loss_divisor(mean, total);
   slot[1] = total;
   flag_loss(control, slot[0]);
 }
@@ -30,7 +30,7 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   const Index rows = (Index)row.operands[1].rows, columns = (Index)row.operands[1].columns;
   const T* weight = vector<T>(row, 3);
   double* scratch = reinterpret_cast<double*>(row.scratch);
-  const double total = weight ? scratch[0] : (double)rows, divisor = loss_divisor(row.scalars[0] != 0, total);
+  const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
   const T even = T(1) / T(divisor);  // a quotient of doubles is long
   double part = 0;
   for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
@@ -42,7 +42,9 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   if (threadIdx.x != 0) return;
   scratch[2 + block.index] = part;
   if (block.index == 0) scratch[1] = block.count;
-  if (block.count == 1) put_loss(vector<long long>(row, 0), vector<double>(row, 4), part, divisor, total);
+  if (block.count == 1)
+    put_loss(vector<long long>(row, 0), vector<double>(row, 4), part, row.scalars[0] != 0,
+             weight ? scratch[0] : (double)row.operands[1].rows);
 }
 
 // scratch[0] = the sum of the weights: operand weight.
@@ -78,7 +80,7 @@ __device__ void finish_loss(const Row& row, Block block) {
   }
   if (threadIdx.x != 0) return;
   const double total = row.operands[1].address ? scratch[0] : (double)rows;
-  put_loss(vector<long long>(row, 0), vector<double>(row, 2), sum, loss_divisor(row.scalars[0] != 0, total), total);
+  put_loss(vector<long long>(row, 0), vector<double>(row, 2), sum, row.scalars[0] != 0, total);
 }
 
 // --- means over the outputs of a function of (output, target) -------------------------------------------------------

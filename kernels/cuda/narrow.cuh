@@ -112,9 +112,9 @@ __device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, B
     body(first + e / (C * WARP), e / WARP % C, e % WARP, sum_of_parts(shared + e, warps, P * C * WARP));
 }
 
-// dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a
-// and db = sums of the columns of dx, which may be absent: operands dw, db. The product is never written down. A block
-// has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time. dw and db have
+// dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a,
+// and db and da, sums of the columns of dx and of a, which may be absent: operands dw, db, da. The product is never written down. A block
+// has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time. dw, db and da have
 // a row for each share of the rows of dx, dw with the entries of the matrix one behind the other; several are to be
 // summed by `column_sums` once more.
 template <bool SUMS, typename T, typename F>
@@ -130,7 +130,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
   for (int unit = block.index; unit < tiles * shares; unit += block.count) {
     const int left = unit % tiles * COLUMNS, j = left + lane * C;
     const bool whole = wide && j + C <= dx.columns;
-    T weight[SUMS ? NARROW : 1][C] = {}, bias[1][C] = {};
+    T weight[SUMS ? NARROW : 1][C] = {}, bias[1][C] = {}, own[1][1] = {};
     share_factor<COLUMNS>(factor, b, left);
     for (int i = unit / tiles * warps + threadIdx.x / WARP; i < rows; i += ROWS * step) {
       const bool all = whole && i + (ROWS - 1) * step < rows;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
         short_row[r] = lane < inner && (all || i + r * step < rows) ? word(a, i + r * step, lane) : T(0);
       load_rows(kept, saved, i, step, rows, j, all);
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) short_row[r] = number(short_row[r], a);
+      for (int r = 0; r < ROWS; r++) short_row[r] = number(short_row[r], a), own[0][0] += short_row[r];
       const auto multiply = [&](int p) {
         T near[C];
         load_near<C>(near, factor + p * COLUMNS + lane * C);
@@ -175,7 +175,7 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
       store_rows(dx, i, step, rows, j, sums, all);
     }
     if constexpr (SUMS) {
-      const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5);
+      const Matrix<T> dw = matrix<T>(row, 4), db = matrix<T>(row, 5), da = matrix<T>(row, 6);
       const Index share = unit / tiles;
 #pragma unroll
       for (int p = 0; p < NARROW; p += 2) {
@@ -190,6 +190,10 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
         add_up_warps<1>(bias, 0, [&](int, int c, int of_lane, T sum) {
           const Index column = left + of_lane * C + c;
           if (column < dx.columns) db.data[(long long)share * dx.columns + column] = sum;
+        });
+      if (da && left == 0)  // once for all columns of dx
+        add_up_warps<1>(own, 0, [&](int, int, int of_lane, T sum) {
+          if (of_lane < inner) da.data[(long long)share * inner + of_lane] = sum;
         });
     }
   }

@@ -300,7 +300,8 @@ __device__ __forceinline__ void multiply_large(const Product<T>& product) {
   }
 }
 
-template <typename T, bool BLOCK = false>
+// ONE_BLOCK: it is done by one block, whose threads have registers for large tiles.
+template <typename T, bool ONE_BLOCK = false>
 __device__ void matmul(const Row& row, Block block) {
   const Product<T> p(row);
   const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
@@ -318,8 +319,7 @@ __device__ void matmul(const Row& row, Block block) {
   } else if (!wide || (p.form != SECOND_TURNED && !whole)) {
     multiply<TILE, TILE, APART, APART, false>(p, block);
   } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
-    // below that some threads would have no tile
-    if constexpr (BLOCK && sizeof(T) == 4) {
+    if constexpr (ONE_BLOCK && sizeof(T) == 4) {  // with fewer numbers some threads would have no part of a tile
       if (p.c.columns % 4 == 0 && steps_aligned(p.c.data, p.c.stride) &&
           p.c.rows * p.c.columns >= 8 * (int)blockDim.x) {
         multiply_large(p);

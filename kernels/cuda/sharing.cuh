@@ -135,7 +135,7 @@ __device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COU
 #pragma unroll
   for (int k = 0; k < COUNT; k++) wide = wide && ((k >= 2 && !operands[k]) || aligned<PACK>(operands[k], true));
   const Index columns = operands[0].columns, done = wide ? columns / PACK * PACK : 0;
-  apply_flat<PACK, 2, READ, WRITTEN>(operands, block, f, 0, done);
+  apply_flat<PACK, PACK == 4 ? 2 : 1, READ, WRITTEN>(operands, block, f, 0, done);
   apply_flat<1, 1, READ, WRITTEN>(operands, block, f, done, columns);
 }
 

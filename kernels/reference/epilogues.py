@@ -109,12 +109,14 @@ def _product_gradient_sums(name: str) -> Any:
     product_gradient = _product_gradient(name)
 
     def fused(
-        xp: Any, a: Array, b: Array, saved: Array, dx: Array, dw: Array, db: Any, **scalars: Any
+        xp: Any, a: Array, b: Array, saved: Array, dx: Array, dw: Array, db: Any, da: Any, **scalars: Any
     ) -> None:
         products.matmul(xp, saved, a, dw, transpose_a=True)
         product_gradient(xp, a, b, saved, dx, **scalars)
         if db is not None:
             products.column_sums(xp, dx, db)
+        if da is not None:
+            products.column_sums(xp, a, da)
 
     return fused
 

@@ -30,7 +30,13 @@ def run(backend, a, b, bias, form, dtype):
     """The product, with bias and relu, by the resident kernel."""
     turned_a, turned_b = FORMS[form]
     shape = (a.shape[turned_a], b.shape[1 - turned_b])
-    given = {"a": a, "b": b, "bias": bias, "c": np.full(shape, np.nan, dtype), "y": np.full(shape, np.nan, dtype)}
+    given = {
+        "a": a,
+        "b": b,
+        "bias": bias,
+        "c": np.full(shape, np.nan, dtype),
+        "y": np.full(shape, np.nan, dtype),
+    }
     buffers = {name: Segment(name, v.shape, dtype) for name, v in given.items()}
     o = {name: Operand(ACTIVATION_ARENA, name, v.shape, dtype) for name, v in given.items()}
     calls = (
@@ -57,9 +63,16 @@ def test_a_product_in_shared_memory_is_right_in_every_order_of_its_threads(size,
     a = rng.normal(size=(inner, rows) if turned_a else (rows, inner)).astype(dtype)
     b = rng.normal(size=(columns, inner) if turned_b else (inner, columns)).astype(dtype)
     bias = rng.normal(size=columns).astype(dtype)
-    x, y = (m.T.astype("longdouble") if t else m.astype("longdouble") for m, t in ((a, turned_a), (b, turned_b)))
+    x, y = (
+        m.T.astype("longdouble") if t else m.astype("longdouble") for m, t in ((a, turned_a), (b, turned_b))
+    )
     expected = np.maximum(x @ y + bias, 0)
-    found = [run(stand_in(order=order), a, b, bias, form, dtype) for order in ("ascending", "descending", "random:2")]
-    assert np.abs(found[0] - expected).max() <= TOLERANCE[dtype] * (1 + np.abs(expected).max()) * np.sqrt(inner + 1)
+    found = [
+        run(stand_in(order=order), a, b, bias, form, dtype)
+        for order in ("ascending", "descending", "random:2")
+    ]
+    assert np.abs(found[0] - expected).max() <= TOLERANCE[dtype] * (1 + np.abs(expected).max()) * np.sqrt(
+        inner + 1
+    )
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
