@@ -34,32 +34,38 @@ __device__ __forceinline__ void for_each_place(Index rows, Index width, Block bl
   }
 }
 
-// Applies f to WIDTH neighbours: see `elementwise`. It is no lambda, since NVRTC before CUDA 13 takes one that is
-// generic for a function of the host.
-template <int WIDTH, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, Index i, Index j) {
-  T v[COUNT][WIDTH];
+// Applies f to WIDTH neighbours in each of AT_ONCE places, `apart` columns from each other and below `last`: see
+// `elementwise`. All are loaded before the first is stored; a place that is missing is one of zeros. The first PRESENT
+// operands are there. It is no lambda, since NVRTC before CUDA 13 takes one that is generic for a function of the host.
+template <int WIDTH, int AT_ONCE, int PRESENT, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+__device__ __forceinline__ void apply(const Matrix<T> (&operands)[COUNT], F& f, Index i, Index j, Index apart,
+                                      Index last) {
+  T v[AT_ONCE][COUNT][WIDTH] = {};
 #pragma unroll
-  for (int k = 0; k < COUNT; k++) {
+  for (int u = 0; u < AT_ONCE; u++)
 #pragma unroll
-    for (int w = 0; w < WIDTH; w++) v[k][w] = T(0);
-    if ((READ >> k & 1) && operands[k]) load_words<WIDTH>(v[k], operands[k], i, j);
+    for (int k = 0; k < COUNT; k++)
+      if ((READ >> k & 1) && (k < PRESENT || operands[k]) && (u == 0 || j + u * apart < last))
+        load_words<WIDTH>(v[u][k], operands[k], i, j + u * apart);
+#pragma unroll
+  for (int u = 0; u < AT_ONCE; u++) {
+#pragma unroll
+    for (int k = 0; k < COUNT; k++)
+      if ((READ >> k & 1) && (k < PRESENT || operands[k])) as_numbers<WIDTH>(v[u][k], operands[k]);
+#pragma unroll
+    for (int w = 0; w < WIDTH; w++) {
+      T entry[COUNT];
+#pragma unroll
+      for (int k = 0; k < COUNT; k++) entry[k] = v[u][k][w];
+      f(entry);
+#pragma unroll
+      for (int k = 0; k < COUNT; k++) v[u][k][w] = entry[k];
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++)
+      if ((WRITTEN >> k & 1) && (k < PRESENT || operands[k]) && (u == 0 || j + u * apart < last))
+        store<WIDTH>(operands[k], i, j + u * apart, v[u][k]);
   }
-#pragma unroll
-  for (int k = 0; k < COUNT; k++)
-    if ((READ >> k & 1) && operands[k]) as_numbers<WIDTH>(v[k], operands[k]);
-#pragma unroll
-  for (int w = 0; w < WIDTH; w++) {
-    T entry[COUNT];
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) entry[k] = v[k][w];
-    f(entry);
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) v[k][w] = entry[k];
-  }
-#pragma unroll
-  for (int k = 0; k < COUNT; k++)
-    if ((WRITTEN >> k & 1) && operands[k]) store<WIDTH>(operands[k], i, j, v[k]);
 }
 
 // Applies f to all packs of WIDTH if every operand allows it; returns how many columns of each row that were.
@@ -71,7 +77,7 @@ __device__ __forceinline__ Index apply_packs(const Matrix<T> (&operands)[COUNT],
   for (int k = 0; k < COUNT; k++) wide = wide && (!operands[k] || aligned<WIDTH>(operands[k], flat));
   if (!wide) return 0;
   for_each_place(rows, columns / WIDTH, block,
-                 [&](Index i, Index j) { apply<WIDTH, READ, WRITTEN>(operands, f, i, j * WIDTH); });
+                 [&](Index i, Index j) { apply<WIDTH, 1, 0, READ, WRITTEN>(operands, f, i, j * WIDTH, 0, 0); });
   return columns / WIDTH * WIDTH;
 }
 
@@ -90,53 +96,24 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
   if constexpr (PACK > 4)  // rows of bfloat16 often begin at 8 bytes only
     if (done == 0) done = apply_packs<4, READ, WRITTEN>(operands, block, f, flat, rows, columns);
   for_each_place(rows, columns - done, block,
-                 [&](Index i, Index j) { apply<1, READ, WRITTEN>(operands, f, i, done + j); });
+                 [&](Index i, Index j) { apply<1, 1, 0, READ, WRITTEN>(operands, f, i, done + j, 0, 0); });
 }
 
-// The same for operands of one row each, as the arenas are, of which the first two are there: a loop has half of the
-// instructions. Two packs are under way at a time.
-template <int WIDTH, int AT_ONCE, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ void apply_flat(const Matrix<T> (&operands)[COUNT], Block block, F& f, Index first, Index last) {
-  const Index step = (Index)block.count * blockDim.x * WIDTH;
-#pragma unroll 1
-  for (Index j = first + ((Index)block.index * blockDim.x + threadIdx.x) * WIDTH; j < last; j += AT_ONCE * step) {
-    T v[AT_ONCE][COUNT][WIDTH] = {};
-#pragma unroll
-    for (int u = 0; u < AT_ONCE; u++)
-#pragma unroll
-      for (int k = 0; k < COUNT; k++)
-        if ((READ >> k & 1) && (k < 2 || operands[k]) && j + u * step < last)
-          load_words<WIDTH>(v[u][k], operands[k], 0, j + u * step);
-#pragma unroll
-    for (int u = 0; u < AT_ONCE; u++) {
-#pragma unroll
-      for (int k = 0; k < COUNT; k++)
-        if ((READ >> k & 1) && (k < 2 || operands[k])) as_numbers<WIDTH>(v[u][k], operands[k]);
-#pragma unroll
-      for (int w = 0; w < WIDTH; w++) {
-        T entry[COUNT];
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) entry[k] = v[u][k][w];
-        f(entry);
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) v[u][k][w] = entry[k];
-      }
-#pragma unroll
-      for (int k = 0; k < COUNT; k++)
-        if ((WRITTEN >> k & 1) && (k < 2 || operands[k]) && j + u * step < last)
-          store<WIDTH>(operands[k], 0, j + u * step, v[u][k]);
-    }
-  }
-}
-
+// The same for operands of one row each, as the arenas are, of which the first two are there: a loop has fewer
+// instructions, and two packs are under way at a time where there are registers for them.
 template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COUNT], Block block, F f) {
+  constexpr int AT_ONCE = PACK == 4 ? 2 : 1;
   bool wide = true;
 #pragma unroll
   for (int k = 0; k < COUNT; k++) wide = wide && ((k >= 2 && !operands[k]) || aligned<PACK>(operands[k], true));
   const Index columns = operands[0].columns, done = wide ? columns / PACK * PACK : 0;
-  apply_flat<PACK, PACK == 4 ? 2 : 1, READ, WRITTEN>(operands, block, f, 0, done);
-  apply_flat<1, 1, READ, WRITTEN>(operands, block, f, done, columns);
+  const Index start = (Index)block.index * blockDim.x + threadIdx.x, step = (Index)block.count * blockDim.x;
+#pragma unroll 1
+  for (Index j = start * PACK; j < done; j += AT_ONCE * PACK * step)
+    apply<PACK, AT_ONCE, 2, READ, WRITTEN>(operands, f, 0, j, PACK * step, done);
+#pragma unroll 1
+  for (Index j = done + start; j < columns; j += step) apply<1, 1, 2, READ, WRITTEN>(operands, f, 0, j, 0, 0);
 }
 
 // --- a block's share of rows -------------------------------------------------------------------------------------
