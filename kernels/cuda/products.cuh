@@ -307,7 +307,6 @@ __device__ void matmul(const Row& row, Block block) {
   const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
   // four neighbours along a side are read at once or not at all
   const bool whole = p.c.columns % TILE == 0 && (p.form != FIRST_TURNED || p.c.rows % TILE == 0);
-  const bool near = is_shared(p.a.data) && is_shared(p.b.data);
   if (p.c.rows == 1) {
     multiply<1, TILE, APART, APART, false>(p, block);
   } else if (p.c.columns == 1 && p.form != FIRST_TURNED) {
@@ -318,14 +317,15 @@ __device__ void matmul(const Row& row, Block block) {
   } else if (p.c.columns == 1) {
     multiply<TILE, 1, APART, APART, false>(p, block);
   } else if (!wide || (p.form != SECOND_TURNED && !whole)) {
+    // where factors lie is asked in each branch: known from above on, it cost the large products a tenth more instructions
     if constexpr (ONE_BLOCK) {
-      if (near) {
+      if (is_shared(p.a.data) && is_shared(p.b.data)) {
         multiply<TILE, TILE, APART, APART, true>(p, block);
         return;
       }
     }
     multiply<TILE, TILE, APART, APART, false>(p, block);
-  } else if (near) {
+  } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
     if constexpr (ONE_BLOCK && sizeof(T) == 4) {  // with fewer numbers some threads would have no part of a tile
       if (p.c.columns % 4 == 0 && steps_aligned(p.c.data, p.c.stride) &&
           p.c.rows * p.c.columns >= 8 * (int)blockDim.x) {
