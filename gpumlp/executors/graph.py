@@ -46,10 +46,11 @@ SORTED_BY_LIBRARY_FROM = 1 << 14
 """Rows from which the order of an epoch is sorted by the array library: the kernel's work grows with the square."""
 
 
-SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad"})
-"""What the library does in an epilogue slower than a launch of our own behind the plain product: on an H200, cuBLASLt
+SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad", "product_bias_grad"})
+"""What the library does in an epilogue slower than a launch of our own beside the plain product: on an H200, cuBLASLt
 13.1, a gradient through relu took 280 us in bf16 where other products of these sides (4096) take 190, 9.2 us and not
-2.6 in float32 at batch 32. `bench.gpu_check` measures trainings with them."""
+2.6 in float32 at batch 32; a gradient of weights with the bias's 190 to 215 us, where the plain product takes 170 to
+180 and the gradient through relu sums the bias on its way. `bench.gpu_check` measures trainings with them."""
 
 OWN_PRODUCT, OWN_RESULT = 10_000_000, 1 << 15
 """Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
@@ -58,9 +59,6 @@ library takes 5 to 8 us on an H200 for one of 64 rows. `bench.gpu_check` measure
 NARROW_FROM = 256
 """Rows from which more than one block sums the gradients of a layer with few outputs. One alone took 10.4 us for 64
 rows of 100 on an H200, where a launch with little work takes 1.5: products of our own are better, where they may be."""
-
-BLOCK_TILE = 128 * 128
-"""Numbers of a result that one multiprocessor computes at a time in a large product."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,6 @@ class GraphExecutor(DeviceExecutor):
                 return False
             if not self.in_library(call):
                 return by_own_kernel(kernel, call, last)
-            # beside a small product the library needs a second kernel for the sums; ours make them on the way
-            if kernel == "product_bias_grad" and not self._fills_gpu(call):
-                return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
         def many_rows(product: Call) -> bool:
@@ -162,9 +157,6 @@ class GraphExecutor(DeviceExecutor):
         ours = product.kernel in unfolding.OWN_PRODUCTS and product.by_name.get("mask") is None
         small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
         return not (ours and small and self.precision == c.dtype == "float32")
-
-    def _fills_gpu(self, product: Call) -> bool:
-        return math.prod(_result(product).shape) >= self.device.multiprocessors * BLOCK_TILE
 
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}

@@ -152,7 +152,6 @@ def test_a_graph_takes_epilogues_along(gpu, by_library):
 
 def test_a_graph_takes_gradients_along_in_epilogues_where_it_is_told_to(gpu, by_library, monkeypatch):
     monkeypatch.setattr(graph, "SLOW_EPILOGUES", frozenset())
-    monkeypatch.setattr(graph, "BLOCK_TILE", 0)  # a product of any size fills the GPU
     gpu()
     found = train("fake:0", sizes=WIDE)
     assert {"RELU_AUX_BIAS", "DRELU_BGRAD", "BGRADA", "BIAS"} <= set(CUDA.products)
