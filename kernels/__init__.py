@@ -286,6 +286,9 @@ IN_BFLOAT16: dict[str, frozenset[str]] = {
 }
 """Operands that may be bfloat16 on a GPU in programs of float32: a kernel computes in float32 and rounds
 what it stores. The vectors of a product, and what it saves, are of the type of its result."""
+for _name, _spec in CATALOGUE.items():
+    if "ring" in _spec.updates:
+        IN_BFLOAT16[_name] = frozenset(["grad"])
 for _name in ACTIVATIONS:
     for _form in ("{}", "{}_grad", "bias_{}", "{}_grad_bias"):
         IN_BFLOAT16[_form.format(_name)] = frozenset(CATALOGUE[_form.format(_name)].operands) - {"bias", "db"}

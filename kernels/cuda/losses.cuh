@@ -4,7 +4,7 @@
 // those up, where there is more than one block.
 //
 // Operands of a loss: control, output, target, weight?, ring, grad?; scalars mean, then its own. With `mean` the value
-// is sum(w l) / sum(w), without it sum(w l).
+// is sum(w l) / sum(w), without it sum(w l). Of these grad may be bfloat16.
 
 // What the sum is divided by. A batch whose rows all weigh nothing has the value 0 and no gradient, not 0 / 0.
 __device__ __forceinline__ double loss_divisor(bool mean, double total) {
@@ -147,7 +147,7 @@ __device__ void per_output_loss(const Row& row, Block block, F f) {
     for (Index j = lane; j < columns; j += lanes) {
       const T x = *output.at(i, j), t = *target.at(i, j);
       sum += (double)f.loss(x, t);
-      if (grad) *grad.at(i, j) = f.slope(x, t) * share * scale;
+      if (grad) set_element(grad, i, j, f.slope(x, t) * share * scale);
     }
     return sum * inverse;
   });
@@ -223,7 +223,7 @@ __device__ void softmax_loss(const Row& row, Block block) {
     mass = row_sum(mass, lanes);
     if (grad)
       along_row<2>(lane, lanes, columns, [&](Index j) { return x[j]; }, [&](Index j, T v) {
-        *grad.at(i, j) = (exp_of((v - largest) - log_sum) * mass - share(j)) * scale;
+        set_element(grad, i, j, (exp_of((v - largest) - log_sum) * mass - share(j)) * scale);
       });
     return loss;
   });
@@ -253,7 +253,7 @@ __device__ void kl_divergence(const Row& row, Block block) {
       const T t = *target.at(i, j), p = larger(*output.at(i, j), clip);
       loss += (double)(entropy_term(t) - product_with_log(t, log_of(p)));
       // where both are 0 the term is 0 whatever p is, and so is its slope
-      if (grad) *grad.at(i, j) = t == T(0) && p == T(0) ? T(0) : -t / p * scale;
+      if (grad) set_element(grad, i, j, t == T(0) && p == T(0) ? T(0) : -t / p * scale);
     }
     return loss;
   });
@@ -279,7 +279,7 @@ __device__ void softmax_mse(const Row& row, Block block) {
     if (grad)
       for (Index j = lane; j < columns; j += lanes) {
         const T p = exp_of(x[j] - largest) / sum;
-        *grad.at(i, j) = p * (p - *target.at(i, j) - inner) * share * scale;
+        set_element(grad, i, j, p * (p - *target.at(i, j) - inner) * share * scale);
       }
     return loss / outputs;
   });
