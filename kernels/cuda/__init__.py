@@ -48,6 +48,7 @@ FILES = (
     "losses",
     "normalisation",
     "optimizers",
+    "tiles",
     "products",
 )
 """Files of the translation unit, in order; a file uses those before it."""
@@ -76,8 +77,8 @@ class Operation:
     Args:
         name: in the catalogue, or one of those that only this backend has.
         code: what ``Row.op`` holds.
-        grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (4 x 4 a
-            warp), "groups" of rows, or "one" block does it all.
+        grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (of 4 x 4,
+            eight a block), "groups" of rows, or "one" block does it all.
         operand: whose shape that is.
         spills: whether registers may spill into local memory.
         at_once: blocks that a multiprocessor is to hold at a time, in float32; 0 leaves it to the compiler.
@@ -184,8 +185,9 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
         case "columns":
             wanted = -(-columns // lanes(columns))
         case "tiles":
-            # lanes of a warp share the inner side of a tile
-            wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads)
+            # a block takes 2 x 4 tiles; where they are a single row or column, a warp one, whose inner side it shares
+            spread = -(-rows // (2 * TILE)) * -(-columns // (4 * TILE))
+            wanted = max(spread, -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads))
         case "groups":  # one a block while there are few
             groups = -(-rows // NARROW_ROWS)
             wanted = max(min(groups, most // 4), -(-groups * WARP // threads))
