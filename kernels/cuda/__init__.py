@@ -41,7 +41,9 @@ Grid = Literal["elements", "rows", "columns", "one", "tiles", "groups"]
 FILES = (
     "common",
     "memory",
+    "tensor",
     "sharing",
+    "narrow_halves",
     "narrow",
     "activations",
     "batches",

@@ -1,6 +1,7 @@
 // An activation, or its gradient, in one pass with the products of a layer that has few outputs: they cost less than
 // writing the matrix between them down and reading it again. A thread has sums for all of the few columns in registers;
-// what they are multiplied by lies in shared memory. F is a functor of activations.cuh.
+// what they are multiplied by lies in shared memory. F is a functor of activations.cuh. On bfloat16 alone narrow_halves.cuh
+// does most of it.
 
 // factor[p * COLUMNS + e] = element (first + e, p) of a matrix with few columns, or 0 below its last row; every thread
 // must come.
@@ -33,6 +34,12 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   static_assert(ROWS * WARP / LANES == NARROW_ROWS, "the rows of a warp, for which grids are made");
   const Matrix<T> bias = matrix<T>(row, 0), b = matrix<T>(row, 1), added = matrix<T>(row, 2);
   const Matrix<T> x = matrix<T>(row, 3), y = matrix<T>(row, 4), c = matrix<T>(row, 5);
+  if constexpr (MIXED && HAS_TENSOR_CORES) {
+    if (are_halves(x, y, b, b)) {
+      activate_halves<T>(row, block, f);
+      return;
+    }
+  }
   T* factor = shared_scratch<T>();  // [outputs][COLUMNS]
   const int outputs = (int)c.columns, lane = threadIdx.x % LANES;
   const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -94,24 +101,6 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   }
 }
 
-// Calls body(p, c, lane, sum) with the sums over the warps of a block of what each lane has as v[p][c], for P values of
-// p from `first` on; one thread does so for each. Every thread must come.
-template <int P, int ROWS, int C, typename T, typename Body>
-__device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, Body body) {
-  static_assert(P * C * THREADS * sizeof(T) <= SCRATCH_BYTES && RESIDENT_THREADS <= THREADS,
-                "room for the numbers of all threads of a block");
-  T* shared = shared_scratch<T>();
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  __syncthreads();  // what lay there may still be read
-#pragma unroll
-  for (int p = 0; p < P; p++)
-#pragma unroll
-    for (int c = 0; c < C; c++) shared[((warp * P + p) * C + c) * WARP + lane] = v[first + p][c];
-  __syncthreads();
-  for (int e = threadIdx.x; e < P * C * WARP; e += blockDim.x)
-    body(first + e / (C * WARP), e / WARP % C, e % WARP, sum_of_parts(shared + e, warps, P * C * WARP));
-}
-
 // dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a,
 // and db and da, sums of the columns of dx and of a, which may be absent: operands dw, db, da. The product is never written down. A block
 // has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time. dw, db and da have
@@ -121,6 +110,12 @@ template <bool SUMS, typename T, typename F>
 __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f) {
   constexpr int ROWS = SUMS ? 2 : 4, C = SCRATCH_BYTES / (NARROW * WARP * (int)sizeof(T)), COLUMNS = C * WARP;
   const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), saved = matrix<T>(row, 2), dx = matrix<T>(row, 3);
+  if constexpr (SUMS && MIXED && HAS_TENSOR_CORES) {
+    if (are_halves(saved, dx, a, b)) {
+      gradient_of_halves<T>(row, block, f);
+      return;
+    }
+  }
   T* factor = shared_scratch<T>();  // [inner][COLUMNS]
   const int inner = (int)a.columns, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
   const int rows = (int)dx.rows, tiles = ((int)dx.columns + COLUMNS - 1) / COLUMNS;

@@ -213,6 +213,24 @@ __device__ __forceinline__ double block_total(double v) {
   return row_sum(threadIdx.x % WARP < blockDim.x / WARP ? shared[threadIdx.x % WARP] : 0.0, WARP);
 }
 
+// Calls body(p, c, lane, sum) with the sums over the warps of a block of what each lane has as v[p][c], for P values of
+// p from `first` on; one thread does so for each. Every thread must come.
+template <int P, int ROWS, int C, typename T, typename Body>
+__device__ __forceinline__ void add_up_warps(const T (&v)[ROWS][C], int first, Body body) {
+  static_assert(P * C * THREADS * sizeof(T) <= SCRATCH_BYTES && RESIDENT_THREADS <= THREADS,
+                "room for the numbers of all threads of a block");
+  T* shared = shared_scratch<T>();
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  __syncthreads();  // what lay there may still be read
+#pragma unroll
+  for (int p = 0; p < P; p++)
+#pragma unroll
+    for (int c = 0; c < C; c++) shared[((warp * P + p) * C + c) * WARP + lane] = v[first + p][c];
+  __syncthreads();
+  for (int e = threadIdx.x; e < P * C * WARP; e += blockDim.x)
+    body(first + e / (C * WARP), e / WARP % C, e % WARP, sum_of_parts(shared + e, warps, P * C * WARP));
+}
+
 // Adds term(load(i)) over i = first, first + step, ... below last. Four loads are under way at once; sums of up to 64
 // terms are added up apart, so that the rounding error does not grow with the number of rows.
 template <typename T, typename Load, typename Term>

@@ -84,8 +84,30 @@ def test_a_result_may_lie_where_the_operand_lay(run_cuda, name, dtype):
             np.testing.assert_array_equal(held[operand], wanted[operand], err_msg=operand)
 
 
+BY_TENSOR_CORES = [(37, 104, 10), (16, 64, 16), (70, 456, 9), (3, 8, 1), (130, 232, 2)]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("_grad")])
+@pytest.mark.parametrize("shape", BY_TENSOR_CORES, ids=str)
+def test_tensor_cores_give_the_plain_kernels_one_by_one_in_every_order_of_threads(run_cuda, name, shape):
+    values = operands(name, shape, "float32")
+    given = {k: to_bfloat16(np, v) if k in IN_BFLOAT16[name] and k != "c" else v for k, v in values.items()}
+    wanted = reference(name, given, kernel_in_bfloat16)
+    for grid in ((1, 32), (3, 256), (7, 64), (2, 96)):
+        first, *others = (
+            launch(run_cuda, name, given, "bf16", grid, o) for o in ("ascending", "descending", "random:2")
+        )
+        for operand, value in first.items():
+            found, true = as_float(np, value), as_float(np, wanted[operand])
+            error = float(np.linalg.norm(found - true)) / max(float(np.linalg.norm(true)), 1e-6)
+            assert error < (2**-8 if value.dtype == np.uint16 else 1e-5), operand
+        for other in others:
+            for operand, value in first.items():
+                np.testing.assert_array_equal(other[operand], value)
+
+
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *BY_TENSOR_CORES], ids=str)
 def test_operands_may_be_bfloat16(run_cuda, shape, name):
     values = operands(name, shape, "float32")
     may = [k for k in values if k in IN_BFLOAT16[name]]
