@@ -47,6 +47,7 @@ GRADIENTS_IN_EPILOGUES = Change(
 )
 BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
 FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
+DATA_AS_THEY_LIE = Change("graph without a turned copy of the data", "graph", "TURNED_FROM", graph, 1 << 62)
 SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
 OTHERWISE = (
     ("sweep", "float32", MORE_THREADS),
@@ -60,6 +61,7 @@ OTHERWISE = (
     ("small", "float32", WITHOUT_NARROW),
     ("mlpnn", "bf16", WITHOUT_NARROW),
     ("mlpnn", "tf32", WITHOUT_NARROW),
+    ("mlpnn", "tf32", DATA_AS_THEY_LIE),
     ("small", "float32", MORE_THREADS),
     ("small", "float32", WITHOUT_CHAINS),
     ("small", "float32", WITHOUT_PAIRS),

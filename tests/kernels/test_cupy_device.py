@@ -175,6 +175,19 @@ def test_products_are_of_the_precision_that_was_asked_for(precision, types_of_a_
     assert types_of_a_product in CUDA.types
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_full_batch_in_tf32_reads_a_turned_copy_of_the_data(index, gpu, by_library, monkeypatch):
+    gpu(index)
+    turned = []
+    turn = graph.GraphExecutor._turn_data
+    monkeypatch.setattr(graph.GraphExecutor, "_turn_data", lambda e: turned.append(turn(e)))
+    monkeypatch.setattr(graph, "TURNED_FROM", 0)
+    monkeypatch.setattr("gpumlp.executors.turned.ROWS_TOGETHER", 1)
+    found = train(f"fake:{index}", precision="tf32", batch_size=None)
+    assert turned
+    assert_same(found, train("cpu", batch_size=None))
+
+
 def test_descriptions_are_destroyed_with_what_they_describe(gpu, library, by_library):
     gpu()
     counts = []
