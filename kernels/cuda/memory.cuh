@@ -53,6 +53,13 @@ __device__ __forceinline__ const Row& row_at(size_t place) {
   return *static_cast<const Row*>(__cvta_shared_to_generic(place));
 }
 
+// Bring what lies there into the second cache, for a load later on; for shared memory nothing is done.
+__device__ __forceinline__ void bring_near(const void* p) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.L2 [%0];" ::"l"(p));
+#endif
+}
+
 // --- loads and stores --------------------------------------------------------------------------------------------
 
 // WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else one.

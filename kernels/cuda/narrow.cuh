@@ -31,6 +31,7 @@ __device__ __forceinline__ void load_near(T (&v)[C], const T* factor) {
 template <typename T, typename F>
 __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   constexpr int ROWS = 4, LANES = 8, C = 4, COLUMNS = SCRATCH_BYTES / (NARROW * (int)sizeof(T));
+  constexpr bool AHEAD = !F::SAVES_X && sizeof(T) == 4 && !MIXED;  // what comes next is on its way, where registers are left
   static_assert(ROWS * WARP / LANES == NARROW_ROWS, "the rows of a warp, for which grids are made");
   const Matrix<T> bias = matrix<T>(row, 0), b = matrix<T>(row, 1), added = matrix<T>(row, 2);
   const Matrix<T> x = matrix<T>(row, 3), y = matrix<T>(row, 4), c = matrix<T>(row, 5);
@@ -45,20 +46,21 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   // numbers of rows and of columns by themselves fit 32 bits, which saves registers
   const int rows = (int)x.rows, columns = (int)x.columns, groups = (rows + NARROW_ROWS - 1) / NARROW_ROWS;
-  const bool wide = aligned<C>(x) && (!y || aligned<C>(y)), wide_bias = aligned<C>(bias);
+  const bool wide = aligned<C>(x) && (!y || aligned<C>(y)) && aligned<C>(bias);
   // neighbouring groups of rows go to different blocks: where there are few, each has a multiprocessor of its own
   for (int first = block.index; first < groups; first += warps * block.count) {
     const int i = (first + warp * block.count) * NARROW_ROWS + threadIdx.x % WARP / LANES * ROWS;
-    T sums[ROWS][NARROW] = {};
+    T sums[ROWS][NARROW] = {}, v[ROWS][C];
+    bool here = false;  // what v should have next
     for (int left = 0; left < columns; left += COLUMNS) {
       share_factor<COLUMNS>(factor, b, left);
       for (int e = lane * C; e < COLUMNS && left + e < columns; e += LANES * C) {
         const int j = left + e;
         const bool whole = wide && j + C <= columns;
         const bool all = whole && i + ROWS <= rows;
-        T v[ROWS][C], offset[C] = {};
-        if (bias) load_part<C>(offset, bias, 0, j, whole && wide_bias);
-        load_rows(v, x, i, 1, rows, j, all);
+        T next[ROWS][C], offset[C] = {};
+        if (bias) load_part<C>(offset, bias, 0, j, whole);
+        if (!here) load_rows(v, x, i, 1, rows, j, all);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -77,6 +79,8 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
               for (int r = 0; r < ROWS; r++) v[r][k] = T(0);
         }
         if (y) store_rows(y, i, 1, rows, j, v, all);
+        here = AHEAD && all && j + (LANES + 1) * C <= columns;
+        if (here) load_rows(next, x, i, 1, rows, j + LANES * C, true);
 #pragma unroll
         for (int p = 0; p < NARROW; p++) {
           if (p >= outputs) break;
@@ -87,6 +91,11 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
 #pragma unroll
             for (int k = 0; k < C; k++) sums[r][p] += v[r][k] * near[k];
         }
+        if (here)
+#pragma unroll
+          for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int k = 0; k < C; k++) v[r][k] = next[r][k];
       }
     }
 #pragma unroll
@@ -136,6 +145,11 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
       for (int r = 0; r < ROWS; r++)
         short_row[r] = lane < inner && (all || i + r * step < rows) ? word(a, i + r * step, lane) : T(0);
       load_rows(kept, saved, i, step, rows, j, all);
+      if constexpr (!MIXED) {  // registers for more of them there are not
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+          if (all && i + (ROWS + r) * step < rows) bring_near(saved.at(i + (ROWS + r) * step, j));
+      }
 #pragma unroll
       for (int r = 0; r < ROWS; r++) short_row[r] = number(short_row[r], a), own[0][0] += short_row[r];
       const auto multiply = [&](int p) {

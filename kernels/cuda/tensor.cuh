@@ -9,9 +9,9 @@
 // PTX ISA, mma.m16n8k16 and movmatrix. On the CPU shuffles stand for them.
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool HAS_TENSOR_CORES = false;
+[[maybe_unused]] constexpr bool HAS_TENSOR_CORES = false;
 #else
-constexpr bool HAS_TENSOR_CORES = true;
+[[maybe_unused]] constexpr bool HAS_TENSOR_CORES = true;
 #endif
 
 // sums += a b; every lane of the warp must come.
