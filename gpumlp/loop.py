@@ -167,7 +167,6 @@ class FitLoop:
         position = int(self.control[POSITION])
         start = time.perf_counter()
         done = self.executor.run(self.plan, n)
-        self.trainer.network.backend.synchronize()
         seconds = time.perf_counter() - start
         self._ran(done, position, rates, seconds, bar)
         paced = min(2 * n, int(self.executor.block_seconds * done / max(seconds, 1e-9)))

@@ -76,7 +76,7 @@ class Executor(Protocol):
         """Run a prepared program once."""
 
     def run(self, plan: StepPlan, n_steps: int) -> int:
-        """Run the next `n_steps` training steps, on into further epochs; return how many were good.
+        """Do the next `n_steps` training steps, on into further epochs; return, once they are done, how many were good.
 
         The run ends at the first step that the control block names as bad; its counters then still are
         those of that step. Where no step is bad there may be fewer too, at least one: see `longest_run`.

@@ -93,6 +93,7 @@ class EagerExecutor:
             control[[STEP, UPDATE, SLOT]] += 1
             control[POSITION] = (position + 1) % plan.steps
             control[EPOCH] += control[POSITION] == 0
+        self.backend.synchronize()
         return n_steps
 
     def losses(self, count: int) -> np.ndarray:

@@ -79,3 +79,12 @@ def test_training_on_a_gpu_follows_the_cpu(backend, training_step, assert_close)
             assert step.run(1) == 1
         for name, expected in steps[0].network.state_dict().items():
             assert_close(steps[1].network.state_dict()[name], expected, 1e-9)
+
+
+def test_steps_are_done_when_a_run_returns(stand_in, training_step, monkeypatch):
+    network = gm.mlp((3, 4, 2), device=stand_in())
+    step = training_step(network, "mse", np.ones((6, 3)), np.ones((6, 2)), executor=EagerExecutor)
+    waited: list[np.ndarray] = []
+    monkeypatch.setattr(network.backend.device, "synchronize", lambda: waited.append(step.control.copy()))
+    step.run(3)
+    np.testing.assert_array_equal(waited[-1], step.control)
