@@ -13,7 +13,7 @@ import numpy as np
 from .callbacks import Callback
 from .checks import as_matrix, check_count, check_lengths, check_seed, on_host
 from .cpus import cpu_counts
-from .executors import is_small_together, new_seat
+from .executors import is_small_together, new_seats
 from .failure import NonFiniteLossError
 from .feed import Shared
 from .history import History
@@ -212,10 +212,10 @@ def _share_gpus(trainers: Sequence[Trainer], step_rows: int, workers: int | None
         return workers or int(cpu_counts()["usable"] or 1)
     if workers is not None or not all(is_small_together(t.network, step_rows) for t in on_gpu):
         return workers or 1
-    gangs: dict[str, Any] = {}
-    for trainer in on_gpu:
+    seats = new_seats([trainer.network.backend for trainer in on_gpu])
+    for trainer, seat in zip(on_gpu, seats, strict=True):
         assert trainer.shared is not None
-        trainer.shared.seat = new_seat(trainer.network.backend, gangs)
+        trainer.shared.seat = seat
     return len(trainers)
 
 

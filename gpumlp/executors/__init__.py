@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ __all__ = [
     "executor_in_words",
     "is_small_together",
     "make_executor",
-    "new_seat",
+    "new_seats",
 ]
 
 
@@ -162,19 +162,18 @@ def is_small_together(network: Any, step_rows: int) -> bool:
     return not network.has_python and STEP_TO_FORWARD * products * step_rows <= most
 
 
-def new_seat(backend: Backend, gangs: dict[str, Any]) -> Seat:
-    """Return a place in the gang of a device.
+def new_seats(backends: Sequence[Backend]) -> list[Seat]:
+    """Return a place in common launches for each of many networks.
 
     Args:
-        backend: the device.
-        gangs: by the names of devices; a gang is added where there is none yet.
+        backends: the GPU of each.
     """
-    from .gang import Gang
+    from .gang import seats_on
 
-    if backend.name not in gangs:
-        gangs[backend.name] = Gang(backend)
-    seat: Seat = gangs[backend.name].seat()
-    return seat
+    names = [backend.name for backend in backends]
+    devices = {backend.name: backend for backend in backends}
+    seats = {name: iter(seats_on(backend, names.count(name))) for name, backend in devices.items()}
+    return [next(seats[name]) for name in names]
 
 
 def _is_small(plan: StepPlan, together: int) -> bool:
@@ -206,7 +205,7 @@ def make_executor(
         precision: of products on a GPU.
         seat: among networks that train at the same time on a GPU; it is left where this one trains by itself.
     """
-    together = seat.gang.members if seat is not None else 1
+    together = seat.crew.members if seat is not None else 1
     kind = choose_executor(backend, has_python, plan, together)[0]
     if kind.name == "resident":
         return kind(backend, memory, precision=precision, seat=seat)  # type: ignore[call-arg]

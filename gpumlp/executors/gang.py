@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from ..backend import Backend
 from ..kernels import CONTROL_SIZE
 from ..kernels.cuda.device import Kernels
 from ..program import RING
-from .patterns import Patterns
+from .crew import Crew
 
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
@@ -27,10 +27,6 @@ FIRST_STEPS = 64
 
 TOGETHER_SECONDS = 1.0
 """Work of the GPU after which a block of many networks ends: what Python does between two is done for each of them."""
-
-AT_ONCE = 2
-"""Networks whose Python runs at the same time: one goes on while another waits for the GPU; more of them cost more time
-by taking the interpreter from each other than they win."""
 
 WORDS = 11
 """Int64 that tell the kernel of a network: `Network` in walker.cuh."""
@@ -122,73 +118,46 @@ class _Request:
 class Gang:
     """Networks whose blocks of steps go into one launch: it happens once all that still train have asked for theirs.
 
-    What Python does for them goes in turns, `AT_ONCE` of them at a time: hundreds of threads that want the interpreter
-    at once keep each other from it.
+    What Python does for them goes in turns, see `Crew`, and so do the launches of two gangs.
 
     Args:
         backend: the GPU that all of them are on.
+        members: how many networks there are; all others wait for the steps of each until it leaves.
+        crew: all networks on that GPU, those of another gang too.
         ring: memory for the losses, see `Tables`.
-
-    Attributes:
-        members: how many networks there are, those too that have left: what depends on their number, such as the
-            executor of each, must not depend on how far the others are.
-        patterns: what those that are alike have in common.
     """
 
-    def __init__(self, backend: Backend, ring: Any = None) -> None:
+    def __init__(self, backend: Backend, members: int, crew: Crew, ring: Any = None) -> None:
         assert backend.device is not None
         self._backend, self._device, self._ring = backend, backend.device, ring
-        self.members = 0
-        self.patterns = Patterns()
+        self.crew = crew
+        self._members = self._present = members
         self._lock = threading.Lock()
-        self._seats: set[Seat] = set()
         self._waiting: list[_Request] = []
         self._paces: dict[tuple[int, int], int] = {}  # steps of a launch, of each kind of entry
         self._tables: Tables | None = None
-        self._at_work = 0
-        self._turns: deque[threading.Lock] = deque()
-
-    def seat(self) -> Seat:
-        """Return a place for one more network, whose steps all others wait for until it leaves.
-
-        Raises:
-            RuntimeError: others have begun to train.
-        """
-        with self._lock:
-            if self._tables is not None:
-                raise RuntimeError("the gang trains already; seats are taken before")
-            seat = Seat(self, self.members)
-            self._seats.add(seat)
-            self.members += 1
-        return seat
 
     def begin(self, seat: Seat) -> None:
         """Wait for a network's first turn."""
         turn = threading.Lock()
         turn.acquire()
-        with self._lock:
-            self._turns.append(turn)
-            self._give_turns()
+        self.crew.turns.ask(turn)
         turn.acquire()
         seat.at_work = True
 
     def leave(self, seat: Seat) -> None:
         """Go on without a network; once is enough."""
         with self._lock:
-            self._seats.discard(seat)
+            if not seat.left:
+                seat.left = True
+                self._present -= 1
             self._end_turn(seat)
             self._launch_if_complete()
 
     def _end_turn(self, seat: Seat) -> None:
         if seat.at_work:
             seat.at_work = False
-            self._at_work -= 1
-            self._give_turns()
-
-    def _give_turns(self) -> None:
-        while self._turns and self._at_work < AT_ONCE:
-            self._at_work += 1
-            self._turns.popleft().release()
+            self.crew.turns.end()
 
     @property
     def tables(self) -> Tables:
@@ -199,7 +168,7 @@ class Gang:
         """
         with self._lock:
             if self._tables is None:
-                self._tables = Tables(self._backend, self.members, self._ring)
+                self._tables = Tables(self._backend, self._members, self._ring)
             return self._tables
 
     def run(self, seat: Seat, entry: Entry, n_steps: int) -> None:
@@ -218,25 +187,29 @@ class Gang:
 
     def _launch_if_complete(self) -> None:
         """Launch once nobody is missing; the last to come does it for all."""
-        if not self._waiting or len(self._waiting) < len(self._seats):
+        if not self._waiting or len(self._waiting) < self._present:
             return
         requests, self._waiting = self._waiting, []
         error: BaseException | None = None
         origin: TracebackType | None = None
         try:
-            assert self._tables is not None
-            self._tables.copy_in()
-            groups: dict[tuple[int, int], list[_Request]] = {}
-            for request in requests:
-                groups.setdefault(request.entry.kind, []).append(request)
-            each = TOGETHER_SECONDS / len(groups) if self.members > 1 else math.inf
-            self._tables.copy_out(max([self._launch(group, each) for group in groups.values()]))
+            with self.crew.gpu:
+                self._launch_all(requests)
         except BaseException as raised:  # each of them must hear of it
             error, origin = raised, raised.__traceback__
         for request in requests:
             request.error, request.origin = error, origin
-            self._turns.append(request.turn)
-        self._give_turns()
+        self.crew.turns.ask(*(request.turn for request in requests))
+
+    def _launch_all(self, requests: Sequence[_Request]) -> None:
+        """Do what members have asked for, those with one kind of entry after those with another."""
+        assert self._tables is not None
+        self._tables.copy_in()
+        groups: dict[tuple[int, int], list[_Request]] = {}
+        for request in requests:
+            groups.setdefault(request.entry.kind, []).append(request)
+        each = TOGETHER_SECONDS / len(groups) if self.crew.members > 1 else math.inf
+        self._tables.copy_out(max([self._launch(group, each) for group in groups.values()]))
 
     def _launch(self, requests: list[_Request], time_left: float) -> int:
         """Do the steps of a group, or as many as there is time for; return those of the longest."""
@@ -273,11 +246,17 @@ class Seat:
 
     Attributes:
         at_work: whether it is the network's turn.
+        left: whether the others go on without it.
     """
 
     def __init__(self, gang: Gang, row: int) -> None:
         self.gang, self.row = gang, row
-        self.at_work = False
+        self.at_work = self.left = False
+
+    @property
+    def crew(self) -> Crew:
+        """All networks that train at the same time on the GPU."""
+        return self.gang.crew
 
     @functools.cached_property
     def _tables(self) -> Tables:
@@ -321,3 +300,19 @@ class Seat:
     def leave(self) -> None:
         """Let the others go on without this network."""
         self.gang.leave(self)
+
+
+def seats_on(backend: Backend, members: int, ring: Any = None) -> list[Seat]:
+    """Return places for all networks that train at the same time on one GPU, in one gang or in two.
+
+    Args:
+        backend: the GPU.
+        members: how many networks.
+        ring: memory for the losses, where there is one network; None for new.
+    """
+    assert backend.device is not None
+    crew, seats = Crew(members), []
+    for size in crew.gangs(backend.device.multiprocessors):
+        gang = Gang(backend, size, crew, ring)
+        seats += [Seat(gang, row) for row in range(size)]
+    return seats

@@ -21,7 +21,7 @@ from ..kernels.cuda.device import Kernels
 from ..kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS, SCRATCH
 from ..program import RING, Memory, Program, activation_bytes
 from .device import CONTROL, DeviceExecutor, Linked
-from .gang import WORDS, Entry, Gang, Seat
+from .gang import WORDS, Entry, Seat, seats_on
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .patterns import Movable, Span, Walk, overlap
@@ -66,9 +66,9 @@ class ResidentExecutor(DeviceExecutor):
         precision: str = "float32",
         seat: Seat | None = None,
     ) -> None:
-        self._seat = seat or Gang(backend, memory.arrays["ring"][None]).seat()
+        self._seat = seat or seats_on(backend, 1, memory.arrays["ring"][None])[0]
         super().__init__(backend, memory, workers, precision, self._seat.arrays)
-        if self._seat.gang.members > 1:
+        if self._seat.crew.members > 1:
             self.first_block = RING  # the gang ends it
         self._entries: dict[int, tuple[StepPlan, Entry]] = {}
         self._lowered: dict[int, tuple[Program, Program]] = {}
@@ -91,7 +91,7 @@ class ResidentExecutor(DeviceExecutor):
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
         assert not self._lowered, "all programs are prepared at once"
-        self._pattern = self._seat.gang.patterns.find(self._layout(), programs, self._lower)
+        self._pattern = self._seat.crew.patterns.find(self._layout(), programs, self._lower)
         pairs = zip(programs, self._pattern.lowered, strict=True)
         self._lowered = {id(source): (source, program) for source, program in pairs}
         nbytes = max(map(activation_bytes, self._pattern.lowered), default=0)
@@ -202,7 +202,7 @@ class ResidentExecutor(DeviceExecutor):
         half = (self.device.shared_bytes + DRIVER_SHARED) // 2 - STATIC_SHARED
         if rows_bytes + sum(aligned(nbytes) for (_, nbytes), _ in needed) > half:
             return RESIDENT_THREADS, whole
-        crowded = self._seat.gang.members > self.device.multiprocessors
+        crowded = self._seat.crew.members > self.device.multiprocessors
         shares = crowded and NEIGHBOUR_THREADS < RESIDENT_THREADS  # `bench.gpu_check` measures without
         return NEIGHBOUR_THREADS, half if shares else whole
 
