@@ -12,7 +12,7 @@ import numpy as np
 from ..arena import Arena
 from ..backend import Backend, address
 from ..kernels import CONTROL_SIZE, POSITION, SLOT, START
-from ..kernels.cuda import MOST_ELEMENTS, THREADS
+from ..kernels.cuda import MAX_SCALARS, MOST_ELEMENTS, THREADS
 from ..kernels.cuda.device import Kernels, Launch, Product, ProductKind
 from ..program import Call, Memory, Operand, Program, activation_bytes
 from .lowering import Rewrite, lower
@@ -174,7 +174,7 @@ class DeviceExecutor:
         """Return the rows of a linked program, (steps, ROW_WIDTH) int64, on the host; what they point at is made."""
         steps = linked.steps
         scratch = self.backend.allocate(scratch_bytes(steps))
-        scalars = self.backend.asarray(np.zeros((max(1, len(steps)), 8)))
+        scalars = self.backend.asarray(np.zeros((max(1, len(steps)), MAX_SCALARS)))
         rows, values = encode_steps(steps, address(scalars), address(scratch))
         if steps:
             self.device.copy_in(scalars, values)

@@ -16,7 +16,14 @@ import numpy as np
 from ..arena import aligned
 from ..backend import Backend, address
 from ..kernels import SLOT
-from ..kernels.cuda import COPY_IN, COPY_OUT, NEIGHBOUR_THREADS, RESIDENT_THREADS, SCRATCH_BYTES
+from ..kernels.cuda import (
+    COPY_IN,
+    COPY_OUT,
+    MAX_SCALARS,
+    NEIGHBOUR_THREADS,
+    RESIDENT_THREADS,
+    SCRATCH_BYTES,
+)
 from ..kernels.cuda.device import Kernels
 from ..kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS, SCRATCH
 from ..program import RING, Memory, Program, activation_bytes
@@ -158,7 +165,7 @@ class ResidentExecutor(DeviceExecutor):
             none = everything[0].activations
             moves_on = advance(CONTROL, self.memory, none, plan.batch.rows, plan.steps)
             steps[1:] = [[*program, moves_on] for program in steps[1:]]
-        scalars_at = accumulate((64 * len(program) for program in steps), initial=SCALARS_AT)
+        scalars_at = accumulate((8 * MAX_SCALARS * len(program) for program in steps), initial=SCALARS_AT)
         written = [encode_steps(p, at, SCRATCH_AT) for p, at in zip(steps, scalars_at, strict=False)]
         rows, scalars = (np.concatenate(parts) for parts in zip(*written, strict=True))
         scratch = max(map(scratch_bytes, steps))  # the programs take turns

@@ -13,6 +13,7 @@ from ..backend import Backend, address
 from ..kernels import PRODUCTS, kernel_spec
 from ..kernels.cuda import (
     MAX_CHAIN,
+    MAX_SCALARS,
     OPERATIONS,
     SCRATCH_BYTES,
     THREADS,
@@ -310,7 +311,8 @@ def scratch_bytes(steps: Sequence[Step]) -> int:
 
 
 def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the steps, (steps, ROW_WIDTH) int64, and the scalars that they point at, (steps, 8).
+    """Return the rows of the steps, (steps, ROW_WIDTH) int64, and the scalars that they point at, (steps,
+    MAX_SCALARS).
 
     Args:
         steps: of a program; a product that a library does has an empty row.
@@ -319,7 +321,7 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
     """
     # lists, since to fill an array place by place costs more
     rows = [[0] * ROW_WIDTH for _ in steps]
-    values = np.zeros((len(steps), 8))
+    values = np.zeros((len(steps), MAX_SCALARS))
     own: dict[int, int] = {}
     for step in steps:
         if step.scratch:
@@ -331,7 +333,7 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
         values[i, : len(step.scalars)] = step.scalars
         place = own.get(id(step.scratch_of or step), 0)
         halves = sum(1 << k for k, o in enumerate(step.places) if o is not None and o.itemsize == 2)
-        row[:OPERANDS] = OPERATIONS[step.operation].code, halves, scalars + 64 * i, place
+        row[:OPERANDS] = OPERATIONS[step.operation].code, halves, scalars + values.strides[0] * i, place
         for k, operand in enumerate(step.places):
             if operand is not None:
                 first = OPERANDS + OPERAND_WIDTH * k

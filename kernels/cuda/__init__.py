@@ -67,6 +67,7 @@ RESIDENT_THREADS = 256  # of a block of the resident kernel, at most
 NEIGHBOUR_THREADS = 128  # of one that leaves half of its multiprocessor, registers too, to another
 CHAIN_THREADS = 512  # of the block of a chain; for doubles there would be too few registers
 MAX_CHAIN = 8  # operations of a chain
+MAX_SCALARS = 8  # of an operation
 COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
 MOST_ELEMENTS = 1 << 30  # of an operand, counted by 32-bit numbers with room for a step of a grid beyond
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
@@ -254,6 +255,7 @@ def _constants(dtype: str, large: bool) -> str:
         "RESIDENT_THREADS": RESIDENT_THREADS,
         "CHAIN_THREADS": CHAIN_THREADS,
         "MAX_CHAIN": MAX_CHAIN,
+        "MAX_SCALARS": MAX_SCALARS,
     }
     integers = ", ".join(f"{name} = {value}" for name, value in (control | layout | uses).items())
     numbers = {"SELU_ALPHA": SELU_ALPHA, "SELU_SCALE": SELU_SCALE}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gpumlp.kernels import IN_BFLOAT16
-from gpumlp.kernels.cuda import MAX_CHAIN, OPERATIONS, SCRATCH_BYTES, source
+from gpumlp.kernels.cuda import MAX_CHAIN, MAX_SCALARS, OPERATIONS, SCRATCH_BYTES, source
 from gpumlp.kernels.layout import ROW_WIDTH
 
 NAMES = sorted(OPERATIONS)
@@ -133,8 +133,10 @@ def test_the_kernels_compile_without_spilling_registers(
         function = f"perform_{name}" if together else f"gpumlp_{name}"
         assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
-    rows = MAX_CHAIN * 8 * ROW_WIDTH if together == "chain" else 0
-    assert max(shared) == SCRATCH_BYTES + rows, "operations share one scratch, and a chain has its rows"
+    rows = MAX_CHAIN * 8 * (ROW_WIDTH + MAX_SCALARS) if together == "chain" else 0
+    assert max(shared) == SCRATCH_BYTES + rows, (
+        "operations share one scratch, and a chain has its rows and scalars"
+    )
     if together:
         # some of their own addresses may wait in local memory while an operation runs
         assert found[f"gpumlp_{together}"] <= 64
