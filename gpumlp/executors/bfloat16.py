@@ -88,7 +88,7 @@ def use_bfloat16(n_parameters: int) -> Rewrite:
     A copy is made before the first product that reads it and serves all others until its original is written again;
     that of the parameters is one of the whole arena, see `PARAMETERS_COPY`. That of the data, where products read them
     in place, is for the executor to make: see `DATA_COPY`. A bias that a product adds to a result in bfloat16 is read
-    in it too.
+    in it too. Narrow products count as such.
 
     Args:
         n_parameters: elements of the arena.
@@ -126,6 +126,11 @@ def _casts_parameters(call: Call) -> bool:
     return copy is not None and copy.arena == PARAMETERS_COPY
 
 
+def _is_narrow(call: Call) -> bool:
+    """Whether it is a product in one pass with an activation, or with its gradient."""
+    return "narrow" in call.kernel
+
+
 class _Copies:
     """One pass over the calls of a program, with the copies that are as new as their originals."""
 
@@ -139,7 +144,7 @@ class _Copies:
         places: list[int] = []  # of the calls that were, among those that are
         for call in self.program.calls:
             places.append(len(self.calls))
-            new = self._reading_copies(call) if call.kernel in PRODUCTS else call
+            new = self._reading_copies(call) if call.kernel in PRODUCTS or _is_narrow(call) else call
             self.calls.append(new)
             for written in new.operands[len(kernel_spec(new.kernel).reads) :]:
                 if written is not None:
@@ -150,9 +155,9 @@ class _Copies:
 
     def _reading_copies(self, product: Call) -> Call:
         by_name = product.by_name
-        result = by_name["c"]
-        assert result is not None
-        for name in ("a", "b", "bias") if result.dtype == BFLOAT16 else ("a", "b"):
+        result = by_name.get("c")
+        with_bias = not _is_narrow(product) and result is not None and result.dtype == BFLOAT16
+        for name in ("a", "b", "bias") if with_bias else ("a", "b"):
             operand = by_name.get(name)
             if operand is not None and operand.dtype != BFLOAT16:
                 by_name[name] = self._copy(operand, product.layer)

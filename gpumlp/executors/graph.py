@@ -63,13 +63,18 @@ SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad", "prod
 2.6 in float32 at batch 32; a gradient of weights with the bias's 190 to 215 us, where the plain product takes 170 to
 180 and the gradient through relu sums the bias on its way. `bench.gpu_check` measures trainings with them."""
 
-OWN_PRODUCT, OWN_RESULT = 10_000_000, 1 << 15
+OWN_PRODUCT, OWN_RESULT = 30_000_000, 1 << 15
 """Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
-library takes 5 to 8 us on an H200 for one of 64 rows. `bench.gpu_check` measures trainings without, and with fewer."""
+library takes 5 to 8 us on an H200 for one of 64 rows; `ee6132` did 9,271 steps/s with 30 million, 8,935 with 10 million
+and 8,486 with two, in short trainings. `bench.gpu_check` measures trainings without, and with fewer."""
 
 NARROW_FROM = 256
 """Rows from which more than one block sums the gradients of a layer with few outputs. One alone took 10.4 us for 64
 rows of 100 on an H200, where a launch with little work takes 1.5: products of our own are better, where they may be."""
+
+SUMS_APART_FROM = 1 << 22
+"""Numbers of a matrix from which the gradient of an activation and the sums of its columns are two passes: on an H200
+those of 4096 x 4096 in bf16 took 25.3 and 14.1 us, and 51.7 in one. `bench.gpu_check` measures a training in one."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +154,14 @@ class GraphExecutor(DeviceExecutor):
         def many_rows(product: Call) -> bool:
             return self.in_library(product) or _result(product).shape[0] >= NARROW_FROM
 
+        def few_numbers(gradient: Call) -> bool:
+            dx = gradient.operands[-1]
+            return dx is None or math.prod(dx.shape) < SUMS_APART_FROM
+
         fusions = (
             *(gather_late, fuse_narrow_products, partial(fuse_narrow_gradients, pays=many_rows)),
-            *(fuse_epilogues(supports), fuse_bias_activation, fuse_gradient_bias, sum_early),
+            *(fuse_epilogues(supports), fuse_bias_activation),
+            *(partial(fuse_gradient_bias, pays=few_numbers), sum_early),
         )
         if self.precision == "tf32" and program.dtype == "float32":
             pays = partial(self._pays_turned, step_bytes=activation_bytes(program))

@@ -143,12 +143,16 @@ def fuse_bias_activation(program: Program) -> Program:
     return substitute(replace(program, calls=tuple(calls)), {}, dropped)
 
 
-def fuse_gradient_bias(program: Program) -> Program:
-    """Make one pass of the gradient of an activation and the ``column_sums`` of what it gives."""
+def fuse_gradient_bias(program: Program, pays: Callable[[Call], bool] = lambda gradient: True) -> Program:
+    """Make one pass of the gradient of an activation and the ``column_sums`` of what it gives.
+
+    Args:
+        pays: whether that is better for a gradient than two passes.
+    """
     calls = list(program.calls)
     dropped = set()
     for i, gradient in enumerate(calls):
-        if gradient.kernel not in GRADIENTS:
+        if gradient.kernel not in GRADIENTS or not pays(gradient):
             continue
         sums = find_column_sums(calls, i + 1, gradient.operands[-1])
         if sums is not None:

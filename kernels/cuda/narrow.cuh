@@ -31,7 +31,6 @@ __device__ __forceinline__ void load_near(T (&v)[C], const T* factor) {
 template <typename T, typename F>
 __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   constexpr int ROWS = 4, LANES = 8, C = 4, COLUMNS = SCRATCH_BYTES / (NARROW * (int)sizeof(T));
-  constexpr bool AHEAD = !F::SAVES_X && sizeof(T) == 4 && !MIXED;  // what comes next is on its way, where registers are left
   static_assert(ROWS * WARP / LANES == NARROW_ROWS, "the rows of a warp, for which grids are made");
   const Matrix<T> bias = matrix<T>(row, 0), b = matrix<T>(row, 1), added = matrix<T>(row, 2);
   const Matrix<T> x = matrix<T>(row, 3), y = matrix<T>(row, 4), c = matrix<T>(row, 5);
@@ -50,17 +49,21 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   // neighbouring groups of rows go to different blocks: where there are few, each has a multiprocessor of its own
   for (int first = block.index; first < groups; first += warps * block.count) {
     const int i = (first + warp * block.count) * NARROW_ROWS + threadIdx.x % WARP / LANES * ROWS;
-    T sums[ROWS][NARROW] = {}, v[ROWS][C];
-    bool here = false;  // what v should have next
+    T sums[ROWS][NARROW] = {};
     for (int left = 0; left < columns; left += COLUMNS) {
       share_factor<COLUMNS>(factor, b, left);
       for (int e = lane * C; e < COLUMNS && left + e < columns; e += LANES * C) {
         const int j = left + e;
         const bool whole = wide && j + C <= columns;
         const bool all = whole && i + ROWS <= rows;
-        T next[ROWS][C], offset[C] = {};
+        T v[ROWS][C], offset[C] = {};
         if (bias) load_part<C>(offset, bias, 0, j, whole);
-        if (!here) load_rows(v, x, i, 1, rows, j, all);
+        load_rows(v, x, i, 1, rows, j, all);
+        if constexpr (!MIXED) {
+#pragma unroll
+          for (int r = 0; r < ROWS; r++)
+            if (all && j + 2 * LANES * C < columns) bring_near(x.at(i + r, j + 2 * LANES * C));
+        }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -79,8 +82,6 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
               for (int r = 0; r < ROWS; r++) v[r][k] = T(0);
         }
         if (y) store_rows(y, i, 1, rows, j, v, all);
-        here = AHEAD && all && j + (LANES + 1) * C <= columns;
-        if (here) load_rows(next, x, i, 1, rows, j + LANES * C, true);
 #pragma unroll
         for (int p = 0; p < NARROW; p++) {
           if (p >= outputs) break;
@@ -91,11 +92,6 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
 #pragma unroll
             for (int k = 0; k < C; k++) sums[r][p] += v[r][k] * near[k];
         }
-        if (here)
-#pragma unroll
-          for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int k = 0; k < C; k++) v[r][k] = next[r][k];
       }
     }
 #pragma unroll

@@ -143,7 +143,13 @@ def test_a_graph_leaves_products_to_the_library_unless_they_are_small_and_in_flo
     assert len(left) == to_library, left
 
 
-def test_gradients_stand_beside_products_and_not_in_their_epilogues(stand_in, monkeypatch):
+@pytest.mark.parametrize(
+    ("apart_from", "passes"), [(1 << 22, {"relu_grad_bias"}), (0, {"relu_grad", "column_sums"})]
+)
+def test_gradients_stand_beside_products_and_not_in_their_epilogues(
+    apart_from, passes, stand_in, monkeypatch
+):
+    monkeypatch.setattr(graph, "SUMS_APART_FROM", apart_from)
     monkeypatch.setattr(graph, "OWN_PRODUCT", 0)  # all products by the library
     backend = stand_in()
     net = gm.mlp((130, 140, 150, 130), activation="relu", seed=3, device="stand-in")
@@ -151,7 +157,8 @@ def test_gradients_stand_beside_products_and_not_in_their_epilogues(stand_in, mo
     executor = GraphExecutor(backend, memory_of(net))
     executor.prepare(program)
     kernels = {call.kernel for call in executor.linked(program).program.calls}
-    assert {"relu_grad_bias", "product_bias_relu"} <= kernels
+    assert {*passes, "product_bias_relu"} <= kernels
+    assert ("relu_grad_bias" in kernels) == ("relu_grad_bias" in passes)
     assert not kernels & graph.SLOW_EPILOGUES  # slower than what stands in their place
 
 
