@@ -7,10 +7,20 @@
 // must come.
 template <int COLUMNS, typename T>
 __device__ __forceinline__ void share_factor(T* factor, const Matrix<T>& b, Index first) {
+  constexpr int AT_ONCE = 4;
+  const int size = (int)b.columns * COLUMNS;
   __syncthreads();  // what lay there may still be read
-  for (int e = threadIdx.x; e < (int)b.columns * COLUMNS; e += blockDim.x) {
-    const Index i = first + e % COLUMNS;
-    factor[e] = i < b.rows ? element(b, i, e / COLUMNS) : T(0);
+#pragma unroll 1
+  for (int start = threadIdx.x; start < size; start += AT_ONCE * blockDim.x) {
+    T v[AT_ONCE];
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
+      const int e = start + u * blockDim.x;
+      v[u] = e < size && first + e % COLUMNS < b.rows ? word(b, first + e % COLUMNS, e / COLUMNS) : T(0);
+    }
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++)
+      if (start + u * blockDim.x < size) factor[start + u * blockDim.x] = number(v[u], b);
   }
   __syncthreads();
 }

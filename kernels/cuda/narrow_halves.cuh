@@ -16,20 +16,25 @@ __device__ __forceinline__ unsigned short* halves_of(const Matrix<T>& m) {
   return reinterpret_cast<unsigned short*>(m.data);
 }
 
-// Columns `first` and the next of row i of a matrix with few columns, as one word; zeros beyond its sides.
+// Columns `first`, which is even, and the next of row i of a matrix with few columns; zeros beyond its sides. One load
+// and no more: of two the second would wait for the first, where registers are few.
 template <typename T>
 __device__ __forceinline__ unsigned pair_of(const Matrix<T>& m, int i, int first) {
-  const unsigned short* p = halves_of(m) + (i * m.stride + first);
-  const bool here = i < m.rows;
-  const unsigned low = here && first < m.columns ? p[0] : 0, high = here && first + 1 < m.columns ? p[1] : 0;
-  return low | high << 16;
+  const bool here = i < m.rows && first < m.columns;
+  return here ? *reinterpret_cast<const unsigned*>(halves_of(m) + (i * m.stride + first)) : 0;
+}
+
+// Whether a matrix consists of such pairs.
+template <typename T>
+__device__ __forceinline__ bool has_pairs(const Matrix<T>& m) {
+  return m.half && m.columns % 2 == 0 && aligned<2>(m);
 }
 
 // Whether the matrices are such that `activate_halves` or `gradient_of_halves` may be taken.
 template <typename T>
 __device__ __forceinline__ bool are_halves(const Matrix<T>& wide, const Matrix<T>& also, const Matrix<T>& few,
                                            const Matrix<T>& fewer) {
-  const bool same = wide.half && (!also || also.half) && few.half && fewer.half;
+  const bool same = wide.half && (!also || also.half) && has_pairs(few) && has_pairs(fewer);
   return same && wide.columns % 8 == 0 && aligned<8>(wide) && (!also || aligned<8>(also));
 }
 
@@ -45,6 +50,7 @@ __device__ __forceinline__ T short_value(const F& f, T x) {
 template <typename T, typename F>
 __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f) {
   constexpr int ROWS = 2, GROUPS = 5, COLUMNS = 32 * GROUPS;  // rows of b lie half of all banks apart: no conflicts
+  constexpr int PAIRS = COLUMNS * NARROW / 2, AT_ONCE = 5;    // of two outputs
   static_assert(NARROW == 16 && NARROW_ROWS == 16 && COLUMNS * NARROW * 2 <= SCRATCH_BYTES, "a tile, and room for b");
   const Matrix<T> b = matrix<T>(row, 1), added = matrix<T>(row, 2), x = matrix<T>(row, 3), y = matrix<T>(row, 4);
   const Matrix<T> c = matrix<T>(row, 5);
@@ -66,24 +72,34 @@ __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f
     }
     float sums[ROWS][4] = {};
     for (int left = 0; left < columns; left += COLUMNS) {
-      uint4 v[GROUPS][ROWS];  // all of them are under way at once, and while b is shared out
+      uint4 v[GROUPS][ROWS];  // all of them are under way at once, and while b is shared out; the next come nearer
 #pragma unroll
       for (int g = 0; g < GROUPS; g++)
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
           const int j = left + 32 * g + 8 * member;
           v[g][r] = eight_halves(from[r] + j, j < limit[r]);
+          if (j + COLUMNS < limit[r]) bring_near(from[r] + j + COLUMNS);
         }
       __syncthreads();  // what lay there may still be read
-      for (int e = threadIdx.x; e < COLUMNS * NARROW; e += blockDim.x) {
-        const int place = e / NARROW, output = e % NARROW;
-        const bool here = left + place < columns && output < outputs;
-        factor[output * COLUMNS + place] =
-            here ? halves_of(b)[(left + place) * b.stride + output] : (unsigned short)0;
+      for (int first_pair = threadIdx.x; first_pair < PAIRS; first_pair += AT_ONCE * blockDim.x) {
+        unsigned pair[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+          const int e = first_pair + u * blockDim.x;
+          pair[u] = pair_of(b, left + e % COLUMNS, e / COLUMNS * 2);
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+          const int e = first_pair + u * blockDim.x;
+          unsigned short* to = factor + e / COLUMNS * 2 * COLUMNS + e % COLUMNS;
+          if (e < PAIRS) to[0] = (unsigned short)pair[u], to[COLUMNS] = (unsigned short)(pair[u] >> 16);
+        }
       }
       __syncthreads();
 #pragma unroll
       for (int g = 0; g < GROUPS; g++) {
+        if (left + 32 * g >= columns) break;
         const int place = 32 * g + 8 * member, j = left + place;
         const uint4 low = *reinterpret_cast<const uint4*>(factor + group * COLUMNS + place);
         const uint4 high = *reinterpret_cast<const uint4*>(factor + (group + 8) * COLUMNS + place);
@@ -145,14 +161,17 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
   const int lane = threadIdx.x % WARP, group = lane / 4, member = lane % 4, warps = blockDim.x / WARP;
   const int rows = (int)dx.rows, columns = (int)dx.columns, inner = (int)a.columns;
   const int tiles = (columns + COLUMNS - 1) / COLUMNS, shares = (int)dw.rows;
+  uint4* factor = shared_scratch<uint4>();  // [4][WARP], of each two columns the rows of b, as a lane takes them
   for (int unit = block.index; unit < tiles * shares; unit += block.count) {
     const int share = unit / tiles, left = unit % tiles * COLUMNS, j = left + 8 * group;
-    const bool mine = j < columns;
-    unsigned near[4][4];  // of each two columns the rows of b
-#pragma unroll
-    for (int q = 0; q < 4; q++)
-#pragma unroll
-      for (int k = 0; k < 4; k++) near[q][k] = mine ? pair_of(b, j + 2 * q + k % 2, 2 * member + k / 2 * 8) : 0;
+    const int limit = j < columns ? rows : 0;  // of the rows that this lane has a part of
+    __syncthreads();  // what lay there may still be read
+    for (int e = threadIdx.x; e < 4 * WARP; e += blockDim.x) {
+      const int q = e / WARP, column = left + e % WARP / 4 * 8 + 2 * q, p = e % 4 * 2;
+      factor[e] = make_uint4(pair_of(b, column, p), pair_of(b, column + 1, p), pair_of(b, column, p + 8),
+                             pair_of(b, column + 1, p + 8));
+    }
+    __syncthreads();
     float weight[8][4] = {}, bias[1][8] = {};
     const int first = (share * warps + threadIdx.x / WARP) * 16, step = 16 * warps * shares;
     for (int top = first; top < rows; top += step) {
@@ -161,7 +180,8 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const unsigned short* from = halves_of(saved) + (place(r) * saved.stride + j);
-        const uint4 q = eight_halves(from, mine && place(r) < rows);
+        const uint4 q = eight_halves(from, place(r) < limit);
+        if (place(r) + step < limit) bring_near(from + step * saved.stride);
         v[r][0] = q.x, v[r][1] = q.y, v[r][2] = q.z, v[r][3] = q.w;
       }
       unsigned far[2][2], turned[4];  // rows of a, eight at a time, and the same turned
@@ -176,10 +196,12 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
       for (int q = 0; q < 4; q++) {  // columns 2 q and 2 q + 1 of the lane's eight
         multiply_tiles(weight[2 * q], turned, lower_halves(v[0][q], v[1][q]), lower_halves(v[2][q], v[3][q]));
         multiply_tiles(weight[2 * q + 1], turned, upper_halves(v[0][q], v[1][q]), upper_halves(v[2][q], v[3][q]));
+        const uint4 rows_of_b = factor[q * WARP + lane];
+        const unsigned near[4] = {rows_of_b.x, rows_of_b.y, rows_of_b.z, rows_of_b.w};
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           float sums[4] = {};
-          multiply_tiles(sums, near[q], far[e][0], far[e][1]);
+          multiply_tiles(sums, near, far[e][0], far[e][1]);
 #pragma unroll
           for (int k = 0; k < 2; k++) {
             const int r = 2 * e + k;
@@ -192,7 +214,7 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
       }
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
-        put_eight(halves_of(dx) + (place(r) * dx.stride + j), v[r], mine && place(r) < rows);
+        put_eight(halves_of(dx) + (place(r) * dx.stride + j), v[r], place(r) < limit);
     }
 #pragma unroll
     for (int q = 0; q < 8; q += 2)
