@@ -61,6 +61,7 @@ TYPES = {"float32": "float", "float64": "double", "bf16": "float"}
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
+ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
 NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
 THREADS = 256  # of a block, where an operation is a kernel of its own
 RESIDENT_THREADS = 256  # of a block of the resident kernel, at most
@@ -167,7 +168,7 @@ OPERATIONS: dict[str, Operation] = _table()
 
 
 def lanes(columns: int) -> int:
-    """Return how many threads of a warp take one row, or how many columns a block takes: a power of two to 32."""
+    """Return how many columns a block takes, or, of a fourth of its columns, threads a row: a power of two to 32."""
     return min(1 << max(columns - 1, 0).bit_length(), WARP)
 
 
@@ -184,7 +185,7 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
         case "elements":
             wanted = -(-rows * columns // (PACK * threads))
         case "rows":
-            wanted = -(-rows * lanes(columns) // threads)
+            wanted = -(-rows * lanes(-(-columns // ROW_EACH)) // threads)
         case "columns":
             wanted = -(-columns // lanes(columns))
         case "tiles":
@@ -241,6 +242,7 @@ def _constants(dtype: str, large: bool) -> str:
         "MIXED": int(mixed),
         "TILE": TILE,
         "WARP": WARP,
+        "ROW_EACH": ROW_EACH,
         "NARROW": NARROW,
         "NARROW_ROWS": NARROW_ROWS,
         "SCRATCH_BYTES": SCRATCH_BYTES,

@@ -135,11 +135,12 @@ __device__ __forceinline__ T row_maximum(T v, int lanes) {
 }
 
 // Calls body(i, lane, lanes, columns) for rows of a matrix. A warp takes a row, or several narrow ones: a power of two of
-// its lanes to each. Lanes whose row does not exist come along with 0 columns and a row that does, since a shuffle wants
+// its lanes to each, with up to ROW_EACH columns a lane, whose loads are under way together. Lanes whose row does not exist come along with 0 columns and a row that does, since a shuffle wants
 // all of the warp; they must not write what belongs to the row.
 template <typename Body>
 __device__ __forceinline__ void for_each_row(Index rows, Index columns, Block block, Body body) {
-  const int level = doublings_for(columns), lanes = 1 << level, at_once = WARP >> level, in_warp = threadIdx.x % WARP;
+  const int level = doublings_for((columns + ROW_EACH - 1) / ROW_EACH), lanes = 1 << level, at_once = WARP >> level;
+  const int in_warp = threadIdx.x % WARP;
   const Index warp = (Index)block.index * (blockDim.x / WARP) + threadIdx.x / WARP;
   const Index warps = (Index)block.count * (blockDim.x / WARP);
   for (Index first = warp * at_once; first < rows; first += warps * at_once) {
@@ -150,7 +151,7 @@ __device__ __forceinline__ void for_each_row(Index rows, Index columns, Block bl
 }
 
 // Calls body(j, load(j)) for a lane's columns of a row, in order; AT_ONCE loads are under way at a time.
-template <int AT_ONCE = 4, typename Load, typename Body>
+template <int AT_ONCE = ROW_EACH, typename Load, typename Body>
 __device__ __forceinline__ void along_row(int lane, int lanes, Index columns, Load load, Body body) {
   for (Index j = lane; j < columns; j += AT_ONCE * lanes) {
     decltype(load(j)) loaded[AT_ONCE];
