@@ -37,8 +37,10 @@ UPDATE_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "tf32": 1e-1, "bf16": 3e-1
 """Relative, of the way that all state goes in a step: short beside the parameters, which round it; and Adam divides a
 gradient by its own size, so that where it is rounding alone, so is the step."""
 
-KINK_TOLERANCE = {"float64": 1e-10, "float32": 3e-3, "tf32": 5e-2, "bf16": 2e-1}
-"""The same where there are kinks: a ReLU whose input is within rounding of 0 goes the other way."""
+KINK_TOLERANCE = {"float64": 1e-10, "float32": 3e-3, "tf32": 1.5e-1, "bf16": 2e-1}
+"""The same where there are kinks: a ReLU whose input is within rounding of 0 goes the other way. In TF32 these are
+few, but one of them is much of a batch of eight rows: NumPy in float32, its factors rounded likewise, comes to 0.0005
+to 0.052 in single steps of "wide, relu", and an H200 came to 0.080."""
 
 COUNTERS = (STEP, UPDATE, EPOCH, POSITION, BAD_STEP)
 

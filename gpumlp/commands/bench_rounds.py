@@ -104,33 +104,32 @@ class Stopwatch(Callback):
 class SweepClock(Callback):
     """Times many networks that train at once, as all of them are callbacks' one object.
 
-    Small ones on a GPU share launches, of which none comes before all have written their programs: there the clock runs
-    from the last that begins to the last that ends. Elsewhere it runs all the time.
+    Small ones on a GPU share launches, of which a gang's first comes when all of it have written their programs: there
+    the clock runs from the first launch of any gang to the last network's end. Elsewhere it runs all the time.
     """
 
     every_epoch = False
 
     def __init__(self) -> None:
-        self._begun: list[float] = []
-        self._ended: list[float] = []
-        self._shared: list[bool] = []
+        self._begun: dict[Any, float] = {}  # when the last of each gang did; None: of those that are in none
+        self._ended = 0.0
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        self._begun.append(time.perf_counter())
-        self._shared.append(trainer.shared is not None and trainer.shared.seat is not None)
+        seat = trainer.shared.seat if trainer.shared is not None else None
+        self._begun[seat.gang if seat is not None else None] = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer) -> None:
-        self._ended.append(time.perf_counter())
+        self._ended = time.perf_counter()
 
     def timed(self, train: Callable[[], Any]) -> tuple[Any, float]:
         """Return what `train()` returns, and the seconds that count."""
-        for marks in (self._begun, self._ended, self._shared):
-            marks.clear()
+        self._begun.clear()
         start = time.perf_counter()
         result = train()
         seconds = time.perf_counter() - start
-        if all(self._shared) and min(self._ended) > max(self._begun):
-            seconds = max(self._ended) - max(self._begun)
+        if None not in self._begun:
+            seconds = self._ended - min(self._begun.values())
+        self._begun.clear()  # what it refers to ends with the training
         return result, seconds
 
 

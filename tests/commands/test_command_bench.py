@@ -7,13 +7,15 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpumlp import backend as backends
 from gpumlp.backend import Backend, get_backend
-from gpumlp.commands import bench, bench_peak
+from gpumlp.commands import bench, bench_peak, bench_rounds
 from gpumlp.commands.bench_rounds import Place, Round, Session, Stopwatch
 from gpumlp.commands.bench_sizes import pays
 from gpumlp.commands.bench_text import number
@@ -400,3 +402,28 @@ def test_many_networks_at_once_are_a_workload_that_is_run_when_it_is_named(host,
         assert r["it_per_second"]["median"] * sweep.steps == pytest.approx(r["steps_per_second"]["median"])
         assert r["rounds"][0]["steps"] % (3 * sweep.steps) == 0
         assert r["losses"]["checked"] < r["losses"]["start"]
+
+
+@pytest.mark.parametrize(
+    ("gangs", "seconds"),
+    [
+        (("first", "second"), 6.0),  # from 4, when all of the first have begun, to 10
+        (("first", "first"), 4.0),  # from 6, when both have
+        (("first", None), 12.0),  # one trains by itself: all the time
+    ],
+)
+def test_a_sweep_is_timed_from_the_first_launch_of_a_gang(gangs, seconds, monkeypatch):
+    times = iter([0.0, 4.0, 6.0, 8.0, 10.0, 12.0])
+    monkeypatch.setattr(bench_rounds.time, "perf_counter", lambda: next(times))
+    clock = bench_rounds.SweepClock()
+    seats = [SimpleNamespace(gang=gang) if gang else None for gang in gangs]
+    trainers: list[Any] = [SimpleNamespace(shared=SimpleNamespace(seat=seat)) for seat in seats]
+
+    def train():
+        for trainer in trainers:
+            clock.on_train_begin(trainer)
+        for trainer in trainers:
+            clock.on_train_end(trainer)
+        return "trained"
+
+    assert clock.timed(train) == ("trained", seconds)
