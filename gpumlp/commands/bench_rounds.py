@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,32 +106,42 @@ class SweepClock(Callback):
     """Times many networks that train at once, as all of them are callbacks' one object.
 
     Small ones on a GPU share launches, of which a gang's first comes when all of it have written their programs: there
-    the clock runs from the first launch of any gang to the last network's end. Elsewhere it runs all the time.
+    the clock runs while some gang trains, from the last of it that begins to the last that ends. Elsewhere it runs all
+    the time.
     """
 
     every_epoch = False
 
     def __init__(self) -> None:
-        self._begun: dict[Any, float] = {}  # when the last of each gang did; None: of those that are in none
-        self._ended = 0.0
+        # when the last of each gang did; None: of those that are in none
+        self._begun: dict[Any, float] = {}
+        self._ended: dict[Any, float] = {}
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        seat = trainer.shared.seat if trainer.shared is not None else None
-        self._begun[seat.gang if seat is not None else None] = time.perf_counter()
+        self._begun[_gang(trainer)] = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer) -> None:
-        self._ended = time.perf_counter()
+        self._ended[_gang(trainer)] = time.perf_counter()
 
     def timed(self, train: Callable[[], Any]) -> tuple[Any, float]:
         """Return what `train()` returns, and the seconds that count."""
-        self._begun.clear()
         start = time.perf_counter()
         result = train()
         seconds = time.perf_counter() - start
         if None not in self._begun:
-            seconds = self._ended - min(self._begun.values())
-        self._begun.clear()  # what it refers to ends with the training
+            until, seconds = 0.0, 0.0
+            for gang, begun in sorted(self._begun.items(), key=operator.itemgetter(1)):
+                ended = max(until, self._ended[gang])
+                seconds, until = seconds + ended - max(until, begun), ended
+        self._begun.clear()  # what they refer to ends with the training
+        self._ended.clear()
         return result, seconds
+
+
+def _gang(trainer: Trainer) -> Any:
+    """Whose launches its steps go into; None where it trains by itself."""
+    seat = trainer.shared.seat if trainer.shared is not None else None
+    return seat.gang if seat is not None else None
 
 
 class Session:

@@ -405,25 +405,28 @@ def test_many_networks_at_once_are_a_workload_that_is_run_when_it_is_named(host,
 
 
 @pytest.mark.parametrize(
-    ("gangs", "seconds"),
+    ("gangs", "one_by_one", "seconds"),
     [
-        (("first", "second"), 6.0),  # from 4, when all of the first have begun, to 10
-        (("first", "first"), 4.0),  # from 6, when both have
-        (("first", None), 12.0),  # one trains by itself: all the time
+        (("first", "second"), False, 6.0),  # one trains from 4 to 8, the other from 6 to 10
+        (("first", "second"), True, 4.0),  # from 4 to 6, and from 8 to 10
+        (("first", "first"), False, 4.0),  # from 6, when both have begun, to 10
+        (("first", None), False, 12.0),  # one trains by itself: all the time
     ],
 )
-def test_a_sweep_is_timed_from_the_first_launch_of_a_gang(gangs, seconds, monkeypatch):
+def test_a_sweep_is_timed_while_a_gang_trains(gangs, one_by_one, seconds, monkeypatch):
     times = iter([0.0, 4.0, 6.0, 8.0, 10.0, 12.0])
     monkeypatch.setattr(bench_rounds.time, "perf_counter", lambda: next(times))
     clock = bench_rounds.SweepClock()
     seats = [SimpleNamespace(gang=gang) if gang else None for gang in gangs]
-    trainers: list[Any] = [SimpleNamespace(shared=SimpleNamespace(seat=seat)) for seat in seats]
+    first, second = (SimpleNamespace(shared=SimpleNamespace(seat=seat)) for seat in seats)
+    begin: Any = clock.on_train_begin
+    end: Any = clock.on_train_end
+    together = ((begin, first), (begin, second), (end, first), (end, second))
+    in_turn = ((begin, first), (end, first), (begin, second), (end, second))
 
     def train():
-        for trainer in trainers:
-            clock.on_train_begin(trainer)
-        for trainer in trainers:
-            clock.on_train_end(trainer)
+        for mark, trainer in in_turn if one_by_one else together:
+            mark(trainer)
         return "trained"
 
     assert clock.timed(train) == ("trained", seconds)
