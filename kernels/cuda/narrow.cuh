@@ -116,6 +116,69 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
   }
 }
 
+// narrow_gradient with its sums, by one block for a few rows: a thread takes whole columns, so that no sum wants others'
+// parts. ROWS of a column at once: what they are is told by pointers, which go on from row to row.
+template <int ROWS, typename T, typename F>
+__device__ __forceinline__ void gradient_of_rows(const Matrix<T>& a, const T*& of_a, const T*& kept_at, T*& to, Index apart,
+                                                 Index apart_to, const T (&near)[NARROW], T (&weight)[NARROW], T& bias, F f) {
+  T kept[ROWS], sums[ROWS] = {};
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) kept[r] = kept_at[r * apart];
+#pragma unroll
+  for (int p = 0; p < NARROW; p++) {
+    if (p >= a.columns) break;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const T v = of_a[r * a.stride + p];
+      sums[r] += v * near[p], weight[p] += v * kept[r];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    sums[r] *= f.slope(kept[r]);
+    bias += sums[r], to[r * apart_to] = sums[r];
+  }
+  of_a += ROWS * a.stride, kept_at += ROWS * apart, to += ROWS * apart_to;
+}
+
+template <typename T, typename F>
+__device__ __forceinline__ void gradient_by_columns(const Row& row, F f) {
+  constexpr int ROWS = 4;
+  const Matrix<T> a = matrix<T>(row, 0), b = matrix<T>(row, 1), saved = matrix<T>(row, 2), dx = matrix<T>(row, 3);
+  T *dw = vector<T>(row, 4), *db = vector<T>(row, 5), *da = vector<T>(row, 6);
+  const int rows = (int)dx.rows, columns = (int)dx.columns, inner = (int)a.columns;
+#pragma unroll 1
+  for (int j = threadIdx.x; j < columns; j += blockDim.x) {
+    T near[NARROW], weight[NARROW] = {}, bias = T(0);
+#pragma unroll
+    for (int p = 0; p < NARROW; p++) {
+      if (p >= inner) break;
+      near[p] = *b.at(j, p);
+    }
+    const T *of_a = a.data, *kept_at = saved.at(0, j);
+    T* to = dx.at(0, j);
+    int left = rows;
+#pragma unroll 1
+    for (; left >= ROWS; left -= ROWS)
+      gradient_of_rows<ROWS>(a, of_a, kept_at, to, saved.stride, dx.stride, near, weight, bias, f);
+#pragma unroll 1
+    for (; left > 0; left--) gradient_of_rows<1>(a, of_a, kept_at, to, saved.stride, dx.stride, near, weight, bias, f);
+#pragma unroll
+    for (int p = 0; p < NARROW; p++) {
+      if (p >= inner) break;
+      dw[j * inner + p] = weight[p];
+    }
+    if (db) db[j] = bias;
+  }
+  const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  for (int p = threadIdx.x / WARP; da && p < inner; p += warps) {
+    T sum = T(0);
+    for (int i = lane; i < rows; i += WARP) sum += *a.at(i, p);
+    sum = row_sum(sum, WARP);
+    if (lane == 0) da[p] = sum;
+  }
+}
+
 // dx = (a b^T) f'(saved), where rows of a and of b are short: operands a, b, saved, dx. With SUMS also dw = saved^T a,
 // and db and da, sums of the columns of dx and of a, which may be absent: operands dw, db, da. The product is never written down. A block
 // has the part of b for its columns in shared memory; a lane takes a few columns of four rows at a time. dw, db and da have
@@ -128,6 +191,13 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
   if constexpr (SUMS && MIXED && HAS_TENSOR_CORES) {
     if (are_halves(saved, dx, a, b)) {
       gradient_of_halves<T>(row, block, f);
+      return;
+    }
+  }
+  if constexpr (SUMS && !MIXED) {
+    // with more rows warps had better share them; with fewer columns half of the threads would have none
+    if (block.count == 1 && dx.rows <= 256 && 2 * dx.columns >= (int)blockDim.x) {
+      gradient_by_columns<T>(row, f);
       return;
     }
   }
