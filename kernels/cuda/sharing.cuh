@@ -271,14 +271,14 @@ __device__ __forceinline__ void for_each_column(Index columns, Block block, Body
 template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], Matrix<T> db, Block block, F f) {
   // what the warps have lies in the scratch memory together
-  constexpr int C = 4, ROWS = 2, WIDEST = SCRATCH_BYTES / (C * (int)sizeof(T)) * WARP / 512;
-  static_assert(CHAIN_THREADS <= 512 && RESIDENT_THREADS <= 512 && THREADS <= 512, "the most threads of a block");
+  constexpr int C = 4, ROWS = 2, WIDEST = SCRATCH_BYTES / (C * (int)sizeof(T)) * WARP / CHAIN_THREADS;
+  static_assert(RESIDENT_THREADS <= CHAIN_THREADS && THREADS <= CHAIN_THREADS, "the most threads of a block");
   T* shared = shared_scratch<T>();
   const int rows = (int)operands[0].rows, columns = (int)operands[0].columns, packs = (columns + C - 1) / C;
   bool wide = true;
 #pragma unroll
   for (int k = 0; k < COUNT; k++) wide = wide && aligned<C>(operands[k]);
-  // threads abreast: a block takes 32 columns at once, and all of them where it is the only one
+  // threads abreast: a block takes 32 columns at once, and up to 128 where it is the only one
   const int level = doublings_for(min(packs, block.count == 1 ? WIDEST : WARP / C)), width = 1 << level;
   const int place = threadIdx.x & (width - 1), deep = blockDim.x >> level, tiles = (packs + width - 1) >> level;
   const int shares = (int)db.rows, each = shares > 1 ? (rows + shares - 1) / shares : rows;
