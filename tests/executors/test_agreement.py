@@ -255,7 +255,7 @@ OPTIMIZER_CASES: dict[str, dict[str, Callable[[], Optimizer]]] = {
         "keras, nesterov": lambda: gm.SGD(momentum=0.9, form="keras", nesterov=True),
         "average": lambda: gm.SGD(momentum=0.9, form="average"),
         "clip_norm": lambda: gm.SGD(clip_norm=0.05),
-        "clip_value": lambda: gm.SGD(clip_value=0.01),
+        "clip_value": lambda: gm.SGD(clip_value=0.05),
         "both clips": lambda: gm.SGD(clip_value=0.05, clip_norm=0.1, momentum=0.5),
     },
     "adagrad": {
