@@ -225,6 +225,14 @@ for _name, _contract, _doc in (
 PRODUCTS = frozenset(["matmul", *FOR_GPUS])
 """Names of all calls that are a product of matrices alone or with an epilogue, which a library may do."""
 
+_kernel(
+    "product_relu_slope",
+    "a b y -> c",
+    "matmul, then relu_grad, where y is what relu gave",
+    "transpose_a transpose_b",
+    table=FOR_GPUS,
+)
+
 IN_EPILOGUES = ("relu", "gelu_tanh")
 """Activations that a library for products does in an epilogue."""
 

@@ -25,6 +25,10 @@ JOB_WIDTH = 32
 # Forms of a product: c = a b, c = a^T b, c = a b^T.
 PLAIN, FIRST_TURNED, SECOND_TURNED = 0, 1, 2
 
+# What a product's own kernel does on the way, and with its fourth operand, if that is there: adds a bias; applies relu
+# behind it; multiplies by the slope of relu, whose result it is; writes the sums of the columns of b.
+ADD_BIAS, ADD_AND_RELU, RELU_GRADIENT, SUM_COLUMNS = 0, 1, 2, 3
+
 TALL_ROWS, TALL_RATIO = 1024, 4
 """Workers share a tall matrix, of more rows than TALL_ROWS and than TALL_RATIO times its columns, by rows; others by
 columns."""

@@ -9,11 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..backend import Backend
-from ..kernels import BFLOAT16, EPOCH, POSITION, SEED
+from ..kernels import BFLOAT16, EPOCH, POSITION, PRODUCTS, SEED
 from ..kernels.cuda.device import Launch
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program, activation_bytes
-from . import unfolding
 from .bfloat16 import (
     DATA_COPY,
     PARAMETERS_COPY,
@@ -33,7 +32,7 @@ from .lowering import (
     sum_early,
 )
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
-from .products import by_own_kernel, fuse_epilogues
+from .products import ENDINGS, by_own_kernel, fuse_epilogues
 from .turned import DATA_TURNED, read_turned, turned
 from .workers import multiply_adds_of
 
@@ -63,10 +62,12 @@ SLOW_EPILOGUES = frozenset({"product_relu_grad", "product_gelu_tanh_grad", "prod
 2.6 in float32 at batch 32; a gradient of weights with the bias's 190 to 215 us, where the plain product takes 170 to
 180 and the gradient through relu sums the bias on its way. `bench.gpu_check` measures trainings with them."""
 
-OWN_PRODUCT, OWN_RESULT = 30_000_000, 1 << 15
+OWN_PRODUCT, OWN_RESULT = 30_000_000, 1 << 19
 """Multiply-adds of a product in float32, and numbers of its result, up to which a kernel of our own does it: the
 library takes 5 to 8 us on an H200 for one of 64 rows; `ee6132` did 9,271 steps/s with 30 million, 8,935 with 10 million
-and 8,486 with two, in short trainings. `bench.gpu_check` measures trainings without, and with fewer."""
+and 8,486 with two, in short trainings. The library's gradient of 784 x 500 weights takes 4.7 us, and the sums of the
+bias's 1.7 beside it; what our own take together is not measured. `bench.gpu_check` measures trainings without, and with
+fewer."""
 
 NARROW_FROM = 256
 """Rows from which more than one block sums the gradients of a layer with few outputs. One alone took 10.4 us for 64
@@ -145,10 +146,14 @@ class GraphExecutor(DeviceExecutor):
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
         def supports(kernel: str, call: Call, last: bool) -> bool:
-            if kernel in SLOW_EPILOGUES:
-                return False
             if not self.in_library(call):
-                return by_own_kernel(kernel, call, last)
+                b = call.by_name["b"]
+                assert b is not None
+                # blocks share the sums of a tall matrix
+                tall = kernel == "product_bias_grad" and b.shape[0] >= NARROW_FROM
+                return by_own_kernel(kernel, call, last) and not tall
+            if kernel in SLOW_EPILOGUES or kernel not in PRODUCTS:
+                return False
             return self.device.supports_product(product_kind(kernel, call, self.precision, last))
 
         def many_rows(product: Call) -> bool:
@@ -195,7 +200,7 @@ class GraphExecutor(DeviceExecutor):
 
     def in_library(self, product: Call) -> bool:
         c = _result(product)
-        ours = product.kernel in unfolding.OWN_PRODUCTS and product.by_name.get("mask") is None
+        ours = product.kernel in ENDINGS and product.by_name.get("mask") is None
         small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
         return not (ours and small and self.precision == c.dtype == "float32")
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ..arena import Segment
 from ..kernels import ACTIVATIONS, IN_EPILOGUES, mask_bytes
+from ..kernels.layout import ADD_AND_RELU, ADD_BIAS, RELU_GRADIENT, SUM_COLUMNS
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite, find_column_sums, substitute
 
@@ -20,9 +21,19 @@ Supports = Callable[[str, Call, bool], bool]
 without."""
 
 
+ENDINGS = {
+    "matmul": ADD_BIAS,
+    "product_bias": ADD_BIAS,
+    "product_bias_relu": ADD_AND_RELU,
+    "product_relu_slope": RELU_GRADIENT,
+    "product_bias_grad": SUM_COLUMNS,
+}
+"""Products that a kernel of our own does, without a mask, and what it does on the way."""
+
+
 def by_own_kernel(kernel: str, call: Call, last: bool) -> bool:
     """Whether our kernel for small products has one: see `Supports`."""
-    return kernel == "product_bias" or (kernel == "product_bias_relu" and not last)
+    return kernel in ENDINGS and not (kernel == "product_bias_relu" and last)
 
 
 def fuse_epilogues(supports: Supports) -> Rewrite:
@@ -127,6 +138,8 @@ class _Fusion:
         saved, _, dx = gradient.operands
         assert saved is not None
         assert dx is not None
+        if gradient.kernel == "relu_grad" and self._has("product_relu_slope", self.calls[i], dx):
+            return self._make(i, "product_relu_slope", a, b, saved, dx, folded=1)
         kernel = f"product_{gradient.kernel}"
         mask = self.masks.get(saved.name) if gradient.kernel == "relu_grad" else saved
         if mask is None or (mask == saved and saved.dtype != dx.dtype):

@@ -30,9 +30,11 @@ from ..kernels.layout import (
     PLAIN,
     ROW_WIDTH,
     SECOND_TURNED,
+    SUM_COLUMNS,
 )
 from ..program import Call, Memory, Operand, Program
 from .linking import Place, kernel_scalars, locate
+from .products import ENDINGS
 from .workers import multiply_adds_of
 
 BLOCKS_A_MULTIPROCESSOR = 8
@@ -41,9 +43,6 @@ BLOCKS_A_MULTIPROCESSOR = 8
 CHAIN_NUMBERS = 1 << 14
 """Numbers that an operation in the one block of a chain may work on, or multiply-adds of a product; `bench.gpu_check`
 measures trainings without."""
-
-OWN_PRODUCTS = frozenset(["matmul", "product_bias", "product_bias_relu"])
-"""Products that a kernel of our own does, with what goes on the way."""
 
 TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 """Operands of which an operation reads a part."""
@@ -157,23 +156,25 @@ def pair_products(steps: Sequence[Step]) -> list[Step]:
 def _are_independent(first: Step, second: Step) -> bool:
     """Whether neither of two products writes what the other reads or writes."""
 
-    def meets(written: Place | None, places: Sequence[Place | None]) -> bool:
-        assert written is not None
-        return any(p and p.address < written.end and written.address < p.end for p in places)
+    def meets(writes: Step, other: Step) -> bool:
+        *_, c, last = writes.places
+        written = [c, last if writes.scalars[1] == SUM_COLUMNS else None]
+        return any(p and w and p.address < w.end and w.address < p.end for p in other.places for w in written)
 
-    return not meets(first.places[2], second.places) and not meets(second.places[2], first.places)
+    return not meets(first, second) and not meets(second, first)
 
 
 def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Backend) -> Iterator[Step]:
     name = call.kernel
     spec = kernel_spec(name)
     scalars = kernel_scalars(name, [float(call.scalars[s]) for s in spec.scalars])
-    if name in OWN_PRODUCTS:
+    if name in ENDINGS:
         operands = dict(zip(spec.operands, places, strict=True))
-        of_kernel = [operands["a"], operands["b"], operands["c"], operands.get("bias")]
+        other = next((operands[role] for role in ("bias", "y", "db") if role in operands), None)
+        of_kernel = [operands["a"], operands["b"], operands["c"], other]
         small = most_blocks > 1 and multiply_adds_of(call) <= CHAIN_NUMBERS
         kernel = "small_matmul" if small else "matmul"
-        yield Step(kernel, of_kernel, [_form(call), name.endswith("_relu")])
+        yield Step(kernel, of_kernel, [_form(call), ENDINGS[name]])
     elif "ring" in spec.updates:
         yield from _loss(name, places, scalars, most_blocks)
     elif name == "clip_by_norm":

@@ -32,7 +32,16 @@ from .. import (
     STEP,
     UPDATE,
 )
-from ..layout import FIRST_TURNED, MAX_OPERANDS, PLAIN, SECOND_TURNED
+from ..layout import (
+    ADD_AND_RELU,
+    ADD_BIAS,
+    FIRST_TURNED,
+    MAX_OPERANDS,
+    PLAIN,
+    RELU_GRADIENT,
+    SECOND_TURNED,
+    SUM_COLUMNS,
+)
 from ..philox import DROPOUT, NOISE, SHUFFLE
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
 
@@ -51,6 +60,7 @@ FILES = (
     "normalisation",
     "optimizers",
     "tiles",
+    "warp_tiles",
     "products",
 )
 """Files of the translation unit, in order; a file uses those before it."""
@@ -189,9 +199,12 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
         case "columns":
             wanted = -(-columns // lanes(columns))
         case "tiles":
-            # a block takes 2 x 4 tiles; where they are a single row or column, a warp one, whose inner side it shares
-            spread = -(-rows // (2 * TILE)) * -(-columns // (4 * TILE))
-            wanted = max(spread, -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads))
+            # a block takes 2 x 4 tiles, or its warps 4 x 4, together or each, and has them for several in turn where
+            # there are many; where tiles are a single row or column, a warp takes one, whose inner side it shares
+            if min(rows, columns) <= TILE:
+                wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads)
+            else:
+                wanted = min(-(-rows // (2 * TILE)) * -(-columns // (4 * TILE)), most // 4)
         case "groups":  # one a block while there are few
             groups = -(-rows // NARROW_ROWS)
             wanted = max(min(groups, most // 4), -(-groups * WARP // threads))
@@ -236,6 +249,8 @@ def _constants(dtype: str, large: bool) -> str:
     control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
     control |= {"BAD_STEP": BAD_STEP, "POSITION": POSITION, "CONTROL_SIZE": CONTROL_SIZE}
     layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
+    layout |= {"ADD_BIAS": ADD_BIAS, "ADD_AND_RELU": ADD_AND_RELU}
+    layout |= {"RELU_GRADIENT": RELU_GRADIENT, "SUM_COLUMNS": SUM_COLUMNS}
     layout |= {
         "MAX_OPERANDS": MAX_OPERANDS,
         "PACK": 2 * PACK if mixed else PACK,

@@ -35,6 +35,9 @@ struct dim3 {
 };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -169,13 +172,14 @@ static void exchange(Context& from, Context& to) { swapcontext(&from.context, &t
 struct Thread {
   Context context;
   State state;
-  unsigned exchanges;  // shuffles done: values lie in two places in turn, so that one barrier each is enough
+  unsigned exchanges;  // done so far: values lie in two places in turn, so that one barrier each is enough
 };
 
 static Thread threads[LARGEST_BLOCK];
 static Context scheduler;
 static int current;
 static uint64_t exchanged[2][LARGEST_BLOCK];
+alignas(16) static unsigned char handed_out[2][LARGEST_BLOCK * 32];
 static int vote, outcome;
 static bool bad_mask;
 static unsigned char* dynamic_shared;
@@ -204,6 +208,17 @@ static V shuffle(unsigned mask, V v, int from) {
   wait(WAITS_FOR_WARP);
   std::memcpy(&v, &slots[here / WARP_THREADS * WARP_THREADS + from], sizeof(V));
   return v;
+}
+
+// What each lane of the warp gives, by lane, until the next but one.
+template <typename V>
+static const V* shared_out(const V& mine) {
+  static_assert(sizeof(V) <= 32, "room for what a lane gives");
+  const int here = current;
+  V* all = reinterpret_cast<V*>(handed_out[threads[here].exchanges++ & 1]) + here / WARP_THREADS * WARP_THREADS;
+  std::memcpy(all + here % WARP_THREADS, &mine, sizeof(V));
+  wait(WAITS_FOR_WARP);
+  return all;
 }
 
 enum { FINE = 0, STUCK = 1, BAD_GEOMETRY = 2, BAD_MASK = 3 };

@@ -48,6 +48,28 @@ __device__ __forceinline__ const T* in_shared(const T* p) {
   return static_cast<const T*>(__cvta_shared_to_generic(__cvta_generic_to_shared(p)));
 }
 
+// Where floats lie; NEAR: in shared memory, as a number that is made an address where it is read. Of an address that is
+// carried through a loop a compiler forgets what memory it is of.
+template <bool NEAR>
+struct Place {
+#if defined(__CUDA_ARCH__)
+  typedef unsigned Shared;
+#else
+  typedef size_t Shared;
+#endif
+  const float* anywhere;
+  Shared shared;
+
+  __device__ __forceinline__ explicit Place(const float* p = nullptr)
+      : anywhere(p), shared(NEAR ? (Shared)__cvta_generic_to_shared(p) : 0) {}
+  __device__ __forceinline__ const float* operator+(int n) const {
+    if constexpr (NEAR)
+      return static_cast<const float*>(__cvta_shared_to_generic(shared + n * (int)sizeof(float)));
+    else
+      return anywhere + n;
+  }
+};
+
 // A row there.
 __device__ __forceinline__ const Row& row_at(size_t place) {
   return *static_cast<const Row*>(__cvta_shared_to_generic(place));
@@ -62,7 +84,7 @@ __device__ __forceinline__ void bring_near(const void* p) {
 
 // --- loads and stores --------------------------------------------------------------------------------------------
 
-// WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else one.
+// WIDTH neighbours at once, where that is a multiple of 4 in accesses of 16 bytes; else two, or one.
 template <int WIDTH>
 __device__ __forceinline__ void load(float (&v)[WIDTH], const float* p) {
   if constexpr (WIDTH % 4 == 0) {
@@ -71,6 +93,9 @@ __device__ __forceinline__ void load(float (&v)[WIDTH], const float* p) {
       const float4 q = *reinterpret_cast<const float4*>(p + w);
       v[w] = q.x, v[w + 1] = q.y, v[w + 2] = q.z, v[w + 3] = q.w;
     }
+  } else if constexpr (WIDTH == 2) {
+    const float2 q = *reinterpret_cast<const float2*>(p);
+    v[0] = q.x, v[1] = q.y;
   } else {
     v[0] = *p;
   }

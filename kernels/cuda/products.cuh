@@ -1,5 +1,9 @@
 // Products, biases, sums of columns and copies.
 
+constexpr int FEW_ROWS = 4;     // of c, up to which each is summed by itself
+constexpr int SHORT_INNER = 8;  // inner side up to which reading it costs no more than writing c
+constexpr int SPREAD_WARPS = 2048;  // that share many blocks' tiles, about as many as a GPU has at a time
+
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>
 __device__ __forceinline__ void multiply_wide(const Product<T>& product, Block block) {
@@ -23,25 +27,75 @@ __device__ __forceinline__ void multiply_spread(const Product<T>& product, Block
   }
 }
 
+// c = a^T b with few rows, as the gradient of a first layer with few inputs: lanes share the inner side of a column. The
+// sums of the columns of b come with the first row.
 template <typename T>
-__device__ __forceinline__ void multiply_large(const Product<T>& product) {
-  if (product.form == FIRST_TURNED) {
-    multiply_large<ALONG_SIDE, ALONG_SIDE>(product);
-  } else if (product.form == SECOND_TURNED) {
-    multiply_large<ALONG_INNER, ALONG_INNER>(product);
-  } else {
-    multiply_large<ALONG_INNER, ALONG_SIDE>(product);
+__device__ __forceinline__ void multiply_few(const Product<T>& product, Block block) {
+  const int rows = (int)product.c.rows, columns = (int)product.c.columns, depth = product.inner;
+  const int total = block.count * blockDim.x, lane = threadIdx.x % WARP;
+  int level = 0;
+  while (level < 5 && columns << (level + 1) <= total && 4 << level <= depth) level++;
+  const int part = lane & ((1 << level) - 1);
+  for (int first = block.index * blockDim.x + threadIdx.x - lane; first >> level < columns; first += total) {
+    const int mine = (first + lane) >> level;
+    const bool here = mine < columns;  // others come along for the shuffles
+    const T* from = product.b.at(here ? mine : columns - 1, 0);
+    for (int i = 0; i < rows; i++) {
+      const T* by = product.a.at(i, 0);
+      T v[1][1] = {}, sum = T(0);
+#pragma unroll 4
+      for (int p = part; p < depth; p += 1 << level) {
+        const T x = from[p * product.b.inner];
+        v[0][0] += by[p * product.a.inner] * x, sum += x;
+      }
+      v[0][0] = row_sum(v[0][0], 1 << level);
+      const bool summed = i == 0 && product.sums();
+      if (summed) sum = row_sum(sum, 1 << level);
+      if (!here || part > 0) continue;
+      product.put(v, i, mine);
+      if (summed) product.sums()[mine] = sum;
+    }
   }
+}
+
+// c = a b with a short inner side, as in a first layer with few inputs; rows of b and c in fours.
+template <typename T>
+__device__ __forceinline__ void multiply_short(const Product<T>& product, Block block) {
+  for_each_place(product.c.rows, product.c.columns / 4, block, [&](Index i, Index four) {
+    const T *x = product.a.at(i, 0), *from = product.b.at(4 * four, 0);
+    T v[1][4] = {};
+#pragma unroll 1
+    for (int p = 0; p < product.inner; p++) {
+      T y[4];
+      load<4>(y, from + p * product.b.inner);
+#pragma unroll
+      for (int n = 0; n < 4; n++) v[0][n] += x[p] * y[n];
+    }
+    product.put(v, (int)i, (int)(4 * four));
+  });
+}
+
+// db = sums of the columns of dy.
+template <typename T>
+__device__ __forceinline__ void sum_columns_of(const Matrix<T>& dy, const Matrix<T>& db, Block block) {
+  const Matrix<T> operands[] = {dy};
+  sum_columns<1, 0>(operands, db, block, [](T(&v)[1], Index) { return v[0]; });
 }
 
 // ONE_BLOCK: it is done by one block, whose threads have registers for large tiles.
 template <typename T, bool ONE_BLOCK = false>
 __device__ void matmul(const Row& row, Block block) {
+  constexpr bool BY_WARPS = HAS_TENSOR_CORES && sizeof(T) == 4;
   const Product<T> p(row);
   const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
-  // four neighbours along a side are read at once or not at all
+  // four neighbours along a side are read at once or not at all; the plain tiles read what is left of an inner side
   const bool whole = p.c.columns % TILE == 0 && (p.form != FIRST_TURNED || p.c.rows % TILE == 0);
-  if (p.c.rows == 1) {
+  const bool fours = !BY_WARPS || ((p.form == FIRST_TURNED || p.inner % 4 == 0) && p.in_fours());
+  bool sums = p.sums() != nullptr;  // to be made by a pass of their own
+  if (p.form == FIRST_TURNED && p.c.rows <= FEW_ROWS) {
+    multiply_few(p, block);
+    sums = false;
+  } else if (p.c.rows == 1) {
     multiply<1, TILE, APART, APART, false>(p, block);
   } else if (p.c.columns == 1 && p.form != FIRST_TURNED) {
     if (p.b.inner == 1 && steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, Index(4)))
@@ -50,8 +104,10 @@ __device__ void matmul(const Row& row, Block block) {
       multiply<1, 1, APART, APART, false>(p, block);
   } else if (p.c.columns == 1) {
     multiply<TILE, 1, APART, APART, false>(p, block);
-  } else if (!wide || (p.form != SECOND_TURNED && !whole)) {
-    // where factors lie is asked in each branch: known from above on, it cost the large products a tenth more instructions
+  } else if (p.form == PLAIN && p.inner <= SHORT_INNER && whole && steps_aligned(p.b.data, p.b.stride())) {
+    multiply_short(p, block);
+  } else if (!wide || !fours || (p.form != SECOND_TURNED && !whole)) {
+    // where factors lie is asked in each branch: known from above on, it cost large products a tenth more instructions
     if constexpr (!ONE_BLOCK) {
       multiply_spread<APART, APART>(p, block);
     } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
@@ -59,20 +115,20 @@ __device__ void matmul(const Row& row, Block block) {
     } else {
       multiply<TILE, TILE, APART, APART, false>(p, block);
     }
+  } else if constexpr (BY_WARPS) {
+    if constexpr (ONE_BLOCK)  // which has registers for wide tiles
+      multiply_by_warps<true, 1, 4, 4>(p, block, blockDim.x / WARP);
+    else
+      multiply_by_warps<false, 2, 2, 2>(p, block, SPREAD_WARPS);
+    sums = false;
   } else if constexpr (!ONE_BLOCK) {
     multiply_spread(p, block);
   } else if (is_shared(p.a.data) && is_shared(p.b.data)) {
-    if constexpr (sizeof(T) == 4) {  // with fewer numbers some threads would have no part of a tile
-      if (p.c.columns % 4 == 0 && steps_aligned(p.c.data, p.c.stride) &&
-          p.c.rows * p.c.columns >= 8 * (int)blockDim.x) {
-        multiply_large(p);
-        return;
-      }
-    }
     multiply_wide<true>(p, block);
   } else {
     multiply_wide<false>(p, block);
   }
+  if (sums) sum_columns_of(matrix<T>(row, 1), p.other, block);
 }
 
 // Two products of which neither needs the other, in one launch: operands and scalars of both, and how many of the blocks
@@ -90,7 +146,9 @@ __device__ void matmul_pair(const Row& row, Block block) {
 // The same of a product that is little work, with the registers that a chain has.
 template <typename T>
 __device__ void small_matmul(const Row& row, Block block) {
-  multiply<1, 1, APART, APART, false>(Product<T>(row), block);
+  const Product<T> p(row);
+  multiply<1, 1, APART, APART, false>(p, block);
+  if (p.sums()) sum_columns_of(matrix<T>(row, 1), p.other, block);
 }
 
 // x += bias, on every row: operands bias, x.
@@ -104,8 +162,7 @@ __device__ void add_bias(const Row& row, Block block) {
 // db = sums of the columns of dy: operands dy, db.
 template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
-  const Matrix<T> operands[] = {matrix<T>(row, 0)};
-  sum_columns<1, 0>(operands, matrix<T>(row, 1), block, [](T(&v)[1], Index) { return v[0]; });
+  sum_columns_of(matrix<T>(row, 0), matrix<T>(row, 1), block);
 }
 
 // y = x: operands x, y.

@@ -20,22 +20,20 @@ __device__ __forceinline__ bool steps_aligned(const T* data, Index stride) {
   return (((int)reinterpret_cast<long long>(data) | (int)stride * (int)sizeof(T)) & 15) == 0;
 }
 
-// What a thread reads of a factor: N places of its side, four places of the inner side at once. Of eight places four are
-// neighbours from `first` on, and four from `apart` further. Addresses are found once for each tile, since 64-bit products
-// in the loop would cost more than the sums.
+// What a thread reads of a factor: N places of its side, four places of the inner side at once. Addresses are found once for
+// each tile, since 64-bit products in the loop would cost more than the sums.
 template <int KIND, bool NEAR, typename T, int N>
 struct Reader {
-  static constexpr int POINTERS = KIND != ALONG_SIDE ? N : N > 4 ? N / 4 : 1;
-  const T* at[POINTERS];  // of each place, or of each four, at the first place of the inner side
+  static constexpr int POINTERS = KIND != ALONG_SIDE ? N : 1;
+  const T* at[POINTERS];  // of each place, or of the first, at the first place of the inner side
   long long inner;
 
-  __device__ __forceinline__ Reader(const Factor<T>& f, Index first, Index sides, Index apart = 0) : inner(f.inner) {
+  __device__ __forceinline__ Reader(const Factor<T>& f, Index first, Index sides) : inner(f.inner) {
     // places beyond the last side are the last ones once more; along the side fours are whole
-    constexpr int EACH = KIND != ALONG_SIDE ? 1 : N < 4 ? N : 4;
+    constexpr int EACH = KIND != ALONG_SIDE ? 1 : N;
 #pragma unroll
     for (int n = 0; n < POINTERS; n++) {
-      const Index place = first + n * EACH % 4 + n * EACH / 4 * apart;
-      at[n] = f.at(place + EACH <= sides ? place : sides - EACH, 0);
+      at[n] = f.at(first + n + EACH <= sides ? first + n : sides - EACH, 0);
       if (NEAR) at[n] = in_shared(at[n]);
     }
   }
@@ -58,15 +56,7 @@ struct Reader {
 
   // v[n] = the factor at (place n, p)
   __device__ __forceinline__ void one(T (&v)[N], int p) const {
-    if constexpr (KIND == ALONG_SIDE && N > 4) {
-#pragma unroll
-      for (int k = 0; k < POINTERS; k++) {
-        T q[4];
-        load<4>(q, at[k] + p * inner);
-#pragma unroll
-        for (int n = 0; n < 4; n++) v[4 * k + n] = q[n];
-      }
-    } else if constexpr (KIND == ALONG_SIDE) {
+    if constexpr (KIND == ALONG_SIDE) {
       load<N>(v, at[0] + p * inner);
     } else {
 #pragma unroll
@@ -131,23 +121,81 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
   }
 }
 
-// A row's product, c = a b, a^T b or a b^T, with the bias added and relu applied where they are wanted: operands a, b, c,
-// bias?; scalars form, relu.
+// A row's product, c = a b, a^T b or a b^T, and what is done on the way: operands a, b, c, other?; scalars form, ending,
+// which says what the other one is: a bias to be added, and relu behind it; what relu gave, for the gradient through it; or
+// the sums of the columns of b, to be written.
 template <typename T>
 struct Product {
-  int form, inner;
+  int form, ending, inner;
   Factor<T> a, b;
-  Matrix<T> c;
-  const T* bias;
+  Matrix<T> c, other;
   T least;  // 0 where relu is applied
 
   __device__ __forceinline__ explicit Product(const Row& row)
-      : form((int)row.scalars[0]), c(matrix<T>(row, 2)), bias(vector<T>(row, 3)), least(T(row.scalars[1] != 0 ? 0.0 : -INFINITE)) {
+      : form((int)row.scalars[0]), ending((int)row.scalars[1]), c(matrix<T>(row, 2)), other(matrix<T>(row, 3)) {
     const Matrix<T> x = matrix<T>(row, 0), y = matrix<T>(row, 1);
     const bool first = form == FIRST_TURNED, second = form == SECOND_TURNED;
     inner = (int)(first ? x.rows : x.columns);
     a = {x.data, first ? 1 : x.stride, first ? x.stride : 1};
     b = {y.data, second ? y.stride : 1, second ? 1 : y.stride};
+    least = ending == ADD_AND_RELU ? T(0) : T(-INFINITE);
+  }
+
+  // Where the sums of the columns of b go, or null.
+  __device__ __forceinline__ T* sums() const { return ending == SUM_COLUMNS ? other.data : nullptr; }
+
+  // Whether rows of c, and of what goes along, are in fours that can be accessed at once.
+  __device__ __forceinline__ bool in_fours() const {
+    return c.columns % 4 == 0 && steps_aligned(c.data, c.stride) &&
+           (ending != RELU_GRADIENT || steps_aligned(other.data, other.stride));
+  }
+
+  // Stores M x N numbers of c from (i, j) on, as far as they are there, with what is done on the way; FOURS: see above.
+  template <int M, int N, bool FOURS = false>
+  __device__ __forceinline__ void put(T (&v)[M][N], int i, int j) const {
+    const bool wide = FOURS || (N == 4 && in_fours());
+    if (ending <= ADD_AND_RELU && other) {
+      T bias[N] = {};
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        if (FOURS || j + n < c.columns) bias[n] = other.data[j + n];
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          v[m][n] += bias[n];
+          if (v[m][n] < least) v[m][n] = least;
+        }
+    }
+    if (ending == RELU_GRADIENT) {
+      const Relu<T> relu(nullptr);
+#pragma unroll
+      for (int m = 0; m < M; m++)
+        if (i + m < c.rows) {
+          T y[N];
+          if (wide) {
+            load<N>(y, other.at(i + m, j));
+          } else {
+#pragma unroll
+            for (int n = 0; n < N; n++) y[n] = j + n < c.columns ? *other.at(i + m, j + n) : T(0);
+          }
+#pragma unroll
+          for (int n = 0; n < N; n++) v[m][n] *= relu.slope(y[n]);
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+      if (i + m >= c.rows) continue;
+      if constexpr (N == 4) {
+        if (wide) {
+          store<4>(c.at(i + m, j), v[m]);
+          continue;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        if (j + n < c.columns) *c.at(i + m, j + n) = v[m][n];
+    }
   }
 };
 
@@ -164,7 +212,6 @@ __device__ __forceinline__ void multiply(const Product<T>& product, Block block)
   // a warp on 4 x 8 tiles reads 16 rows of a and 32 columns of b, and not 4 rows and 128 columns
   const bool square = halvings == 0 && tiles_down % 4 == 0 && tiles_across % 8 == 0;
   const unsigned groups_across = square ? tiles_across / 8 : tiles_across;
-  const bool wide = N == 4 && steps_aligned(c.data, c.stride);
   const int lane = threadIdx.x % WARP, part = lane & ((1 << halvings) - 1);
   for (int first = block.index * blockDim.x + threadIdx.x - lane; first >> halvings < tiles; first += total) {
     const int mine = (first + lane) >> halvings;
@@ -183,31 +230,7 @@ __device__ __forceinline__ void multiply(const Product<T>& product, Block block)
       for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < N; n++) sums[m][n] += __shfl_xor_sync(0xffffffffu, sums[m][n], apart);
-    if (!here || part != 0) continue;
-    T bias[N] = {};
-    if (product.bias) {
-#pragma unroll
-      for (int n = 0; n < N; n++)
-        if (j + n < columns) bias[n] = product.bias[j + n];
-    }
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-      if (i + m >= rows) continue;
-#pragma unroll
-      for (int n = 0; n < N; n++) {
-        sums[m][n] += bias[n];
-        if (sums[m][n] < product.least) sums[m][n] = product.least;
-      }
-      if constexpr (N == 4) {
-        if (wide && j + N <= columns) {
-          store<4>(c.at(i + m, j), sums[m]);
-          continue;
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < N; n++)
-        if (j + n < columns) *c.at(i + m, j + n) = sums[m][n];
-    }
+    if (here && part == 0) product.put(sums, i, j);
   }
 }
 
@@ -254,63 +277,8 @@ __device__ __forceinline__ void multiply_spread(const Product<T>& product, Block
     for (int e = threadIdx.x; e < DOWN * ACROSS; e += blockDim.x) {
       const int row = i + e / ACROSS, column = j + e % ACROSS;
       if (row >= rows || column >= columns) continue;
-      T v = sum_of_parts(shared + e, 1 << level, DOWN * ACROSS);
-      if (product.bias) v += product.bias[column];
-      *c.at(row, column) = v < product.least ? product.least : v;
-    }
-  }
-}
-
-// c in tiles of 8 x 8 by one block, with half as many loads a product as in tiles of 4 x 4. Up to eight lanes share the
-// inner side of a tile, and each adds up some of its rows. Of both sides a tile has four places, and four half of the
-// side further on.
-template <int A_KIND, int B_KIND, typename T>
-__device__ __forceinline__ void multiply_large(const Product<T>& product) {
-  constexpr int SIDE = 8, MOST = 3;
-  const Matrix<T>& c = product.c;
-  const int rows = (int)c.rows, columns = (int)c.columns, depth = product.inner;
-  const int tiles_down = (rows + SIDE - 1) / SIDE, tiles_across = (columns + SIDE - 1) / SIDE;
-  const int tiles = tiles_down * tiles_across, far_down = 4 * tiles_down, far_across = 4 * tiles_across;
-  int halvings = 0;  // of the inner side
-  while (halvings < MOST && tiles << (halvings + 1) <= blockDim.x && 8 << halvings <= depth) halvings++;
-  // neighbouring lanes read what lies side by side: places of the inner side where b has them so, else tiles
-  constexpr bool TURNED = B_KIND == ALONG_INNER;
-  const int lane = threadIdx.x % WARP, each = WARP >> halvings;
-  const int part = TURNED ? lane & ((1 << halvings) - 1) : lane >> (5 - halvings);
-  const int slot = TURNED ? lane >> halvings : lane & (each - 1), apart = TURNED ? 1 : each;
-  for (int first = threadIdx.x / WARP * each; first < tiles; first += blockDim.x / WARP * each) {
-    const bool here = first + slot < tiles;  // others come along for the shuffles
-    const int tile = here ? first + slot : tiles - 1;
-    const int down = (int)quotient((float)tile + 0.5f, (float)tiles_across), across = tile - down * tiles_across;
-    T sums[SIDE][SIDE] = {};
-    accumulate<TURNED>(sums, Reader<A_KIND, true, T, SIDE>(product.a, 4 * down, rows, far_down),
-                       Reader<B_KIND, true, T, SIDE>(product.b, 4 * across, columns, far_across), 4 * part, depth,
-                       halvings, across % 8);
-    int i = 4 * down;
-    if (halvings > 0) halve<8>(sums, part & 1, apart), i += (part & 1) * far_down;
-    if (halvings > 1) halve<4>(sums, part & 2, 2 * apart), i += part & 2;
-    if (halvings > 2) halve<2>(sums, part & 4, 4 * apart), i += part >> 2;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int j = 4 * across + h * far_across;
-      if (!here || j >= columns) continue;
-      T bias[4] = {};
-      if (product.bias) {
-#pragma unroll
-        for (int n = 0; n < 4; n++) bias[n] = product.bias[j + n];
-      }
-#pragma unroll
-      for (int m = 0; m < SIDE; m++) {
-        const int place = i + m % 4 + m / 4 * far_down;
-        if (m >= SIDE >> halvings || place >= rows) break;
-        T v[4];
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          v[n] = sums[m][4 * h + n] + bias[n];
-          if (v[n] < product.least) v[n] = product.least;
-        }
-        store<4>(c.at(place, j), v);
-      }
+      T v[1][1] = {{sum_of_parts(shared + e, 1 << level, DOWN * ACROSS)}};
+      product.put(v, row, column);
     }
   }
 }

@@ -69,6 +69,13 @@ def product_relu_grad(
         products.column_sums(xp, c, db)
 
 
+def product_relu_slope(
+    xp: Any, a: Array, b: Array, y: Array, c: Array, transpose_a: bool, transpose_b: bool
+) -> None:
+    products.matmul(xp, a, b, c, transpose_a, transpose_b)
+    activations.relu_grad(xp, y, c, c)
+
+
 def product_gelu_tanh_grad(
     xp: Any, a: Array, b: Array, x: Array, c: Array, db: Any, transpose_a: bool, transpose_b: bool
 ) -> None:
@@ -141,6 +148,7 @@ KERNELS: dict[str, Any] = {
     "product_bias_gelu_tanh": product_bias_gelu_tanh,
     "product_bias_grad": product_bias_grad,
     "product_relu_grad": product_relu_grad,
+    "product_relu_slope": product_relu_slope,
     "product_gelu_tanh_grad": product_gelu_tanh_grad,
     **{f"bias_{name}_narrow": _bias_activation_product(name) for name in ACTIVATIONS},
     **{f"narrow_{name}_grad": _product_gradient(name) for name in ACTIVATIONS},

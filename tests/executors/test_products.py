@@ -5,7 +5,7 @@ import pytest
 
 import gpumlp as gm
 from gpumlp.executors.lowering import lower
-from gpumlp.executors.products import fuse_epilogues
+from gpumlp.executors.products import ENDINGS, by_own_kernel, fuse_epilogues
 from gpumlp.kernels.reference.epilogues import pack_mask, unpack_mask
 from gpumlp.kernels.reference.products import from_bfloat16, to_bfloat16
 from gpumlp.program import Builder
@@ -16,6 +16,7 @@ LIBRARIES = {
     "no relu_grad": ALL - {"product_relu_grad"},
     "bias alone": {"product_bias"},
     "bias_grad alone": {"product_bias_grad"},
+    "our own": set(ENDINGS),
     "none": set(),
 }
 
@@ -43,6 +44,15 @@ def test_a_relu_network_keeps_no_bias_activation_or_column_sum_of_its_own():
     # of the last layer; those below come with the gradient of relu
     assert found.count("product_bias_grad") == 1
     assert found.count("matmul") == 2  # the weight gradients below
+
+
+def test_our_own_products_take_relu_its_gradient_and_the_sums_of_biases_along():
+    found = kernels_of(lower(step_program(network("relu")), (fuse_epilogues(by_own_kernel),)))
+    assert not {"add_bias", "relu_grad", "column_sums"} & set(found)
+    assert found.count("product_bias_relu") == 2
+    assert found.count("product_bias") == 1
+    assert found.count("product_relu_slope") == 2
+    assert found.count("product_bias_grad") == 3
 
 
 def test_what_is_not_supported_stays_as_it_was():

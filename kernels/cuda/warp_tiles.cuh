@@ -1,0 +1,222 @@
+// Products of float matrices by the tensor cores, for one block on shared memory and for many. A warp has a tile of 8 M x 8 N
+// numbers of c. Tensor cores take 11 bits of a number: each is taken in two parts, and of their four products the three
+// larger ones are made. What is left out and what rounding loses is about as much as the rounding of floats.
+//
+// The order of an inner side does not matter as long as both factors have the same one, and which rows and columns a lane
+// has may be chosen. So a lane reads neighbours: with a group, lane / 4, and a member, lane % 4, as in tensor.cuh, it has
+// rows M group to M group + M - 1, columns N group to N group + N - 1, and of 16 places of the inner side those from
+// 4 member on. Of the result it has the same rows, and 2 N columns from 2 N member on.
+
+constexpr int INNER_STEP = 16;  // places of the inner side at once
+
+// COUNT places of a factor's side, which are a lane's, and four of the inner side.
+template <bool NEAR, int COUNT>
+struct LanePart {
+  Place<NEAR> at[COUNT];  // of each place; of the first, where places lie side by side
+  bool along_inner;
+  int stride, depth;
+
+  // The places from `first` on; beyond the last one they are the last ones once more, whole groups where they are read so.
+  __device__ __forceinline__ LanePart(const Factor<float>& f, int first, int sides, int depth)
+      : along_inner(f.inner == 1), stride((int)f.stride()), depth(depth) {
+    const int member = threadIdx.x % 4;
+    if (along_inner) {
+#pragma unroll
+      for (int n = 0; n < COUNT; n++) at[n] = Place<NEAR>(f.data + (min(first + n, sides - 1) * f.side + 4 * member));
+    } else {
+      at[0] = Place<NEAR>(f.data + (min(first, sides - COUNT) + 4 * member * f.inner));
+    }
+  }
+
+  // v[n][s] = the factor at (place n, p + 4 member + s); WHOLE: all of these are there.
+  template <bool WHOLE>
+  __device__ __forceinline__ void read(float (&v)[COUNT][4], int p) const {
+    const int member = threadIdx.x % 4, left = depth - p - 4 * member;
+    if (along_inner) {  // fours are whole
+#pragma unroll
+      for (int n = 0; n < COUNT; n++) {
+        if (!WHOLE) v[n][0] = v[n][1] = v[n][2] = v[n][3] = 0;
+        if (WHOLE || left > 0) load<4>(v[n], at[n] + p);
+      }
+      return;
+    }
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+      const int from = (p + s) * stride;
+      float q[COUNT] = {};
+      if (WHOLE || s < left) {
+        if constexpr (NEAR) {  // rows lie a multiple of all banks apart, mostly: members take neighbours in turn
+#pragma unroll
+          for (int n = 0; n < COUNT; n++) q[n] = *(at[0] + (from + (n ^ member & (COUNT - 1))));
+        } else {
+          load<COUNT>(q, at[0] + from);
+        }
+      }
+      if constexpr (NEAR) {
+#pragma unroll
+        for (int bit = 1; bit < COUNT; bit *= 2)
+#pragma unroll
+          for (int n = 0; n < COUNT; n++)
+            if (!(n & bit)) {
+              const float one = q[n], other = q[n | bit];
+              q[n] = member & bit ? other : one, q[n | bit] = member & bit ? one : other;
+            }
+      }
+#pragma unroll
+      for (int n = 0; n < COUNT; n++) v[n][s] = q[n];
+    }
+  }
+};
+
+// What tensor cores are given of numbers: what they see of each, rounded, and the rest.
+template <int COUNT>
+struct Parts {
+  float large[COUNT][4], small[COUNT][4];
+
+  __device__ __forceinline__ explicit Parts(const float (&v)[COUNT][4]) {
+#pragma unroll
+    for (int n = 0; n < COUNT; n++)
+#pragma unroll
+      for (int s = 0; s < 4; s++) {
+        large[n][s] = __uint_as_float((__float_as_uint(v[n][s]) + 0x1000u) & 0xffffe000u);
+        small[n][s] = v[n][s] - large[n][s];
+      }
+  }
+};
+
+// total += a b of some parts, for places s and s + 1 of each lane's four.
+template <int M, int N>
+__device__ __forceinline__ void add_tiles(float (&total)[M / 2][N][4], const float (&a)[M][4], const float (&b)[N][4],
+                                          int s) {
+#pragma unroll
+  for (int m = 0; m < M / 2; m++) {
+    const float tile[4] = {a[2 * m][s], a[2 * m + 1][s], a[2 * m][s + 1], a[2 * m + 1][s + 1]};
+#pragma unroll
+    for (int n = 0; n < N; n++) multiply_tiles(total[m][n], tile, b[n][s], b[n][s + 1]);
+  }
+}
+
+// Adds to a tile of sums, and to those of b's columns where they are wanted, what every `step` places of the inner side
+// give from `start` on. The next ones are on their way meanwhile.
+template <bool NEAR, int AHEAD, int M, int N>
+__device__ __forceinline__ void accumulate_tile(float (&sums)[M / 2][N][4], float (&own)[N], bool summed,
+                                                const Product<float>& product, int i, int j, int start, int step) {
+  const int depth = product.inner, group = threadIdx.x % WARP / 4;
+  const LanePart<NEAR, M> a(product.a, i + M * group, (int)product.c.rows, depth);
+  const LanePart<NEAR, N> b(product.b, j + N * group, (int)product.c.columns, depth);
+  float x[AHEAD][M][4], y[AHEAD][N][4];
+  const auto read = [&](int u, int p) {
+    if (p + INNER_STEP <= depth) {
+      a.template read<true>(x[u], p), b.template read<true>(y[u], p);
+    } else if (p < depth) {
+      a.template read<false>(x[u], p), b.template read<false>(y[u], p);
+    }
+  };
+#pragma unroll
+  for (int u = 0; u < AHEAD; u++) read(u, start + u * step);
+#pragma unroll 1
+  for (int p = start; p < depth; p += AHEAD * step) {
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) {
+      if (u > 0 && p + u * step >= depth) break;
+      const Parts<M> of_a(x[u]);
+      const Parts<N> of_b(y[u]);
+      if (summed)
+#pragma unroll
+        for (int n = 0; n < N; n++) own[n] += (y[u][n][0] + y[u][n][1]) + (y[u][n][2] + y[u][n][3]);
+      // added up by themselves first: tensor cores cut off what exceeds a float, where an addition rounds
+      float total[M / 2][N][4] = {};
+#pragma unroll
+      for (int s = 0; s < 4; s += 2) {
+        add_tiles<M, N>(total, of_a.small, of_b.large, s);
+        add_tiles<M, N>(total, of_a.large, of_b.small, s);
+        add_tiles<M, N>(total, of_a.large, of_b.large, s);
+      }
+      read(u, p + (u + AHEAD) * step);
+#pragma unroll
+      for (int m = 0; m < M / 2; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+          for (int k = 0; k < 4; k++) sums[m][n][k] += total[m][n][k];
+    }
+  }
+}
+
+// How often the warps that share a tile's inner side are doubled from one: where there are fewer tiles than `all_warps`.
+template <int M, int N>
+__device__ __forceinline__ int shared_by(int tiles, int depth, int all_warps) {
+  constexpr int ROOM = SCRATCH_BYTES / (64 * M * N * (int)sizeof(float));  // for the sums of warps
+  const int warps = blockDim.x / WARP;
+  int level = 0;
+  while (2 << level <= warps && tiles << (level + 1) <= all_warps && INNER_STEP << (level + 1) <= depth &&
+         min(tiles, warps >> (level + 1)) * ((2 << level) - 1) <= ROOM)
+    level++;
+  return level;
+}
+
+// v of the first of the warps that share a tile += v of the others, which are numbered from 1. Every thread must come.
+template <int COUNT>
+__device__ __forceinline__ void add_up_parts(float (&v)[COUNT], bool here, int slot, int part, int parts) {
+  float* shared = shared_scratch<float>() + slot * (parts - 1) * COUNT * WARP + threadIdx.x % WARP;
+  __syncthreads();  // what lay there may still be read
+  if (here && part > 0)
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) shared[((part - 1) * COUNT + k) * WARP] = v[k];
+  __syncthreads();
+  if (here && part == 0)
+#pragma unroll 1
+    for (int other = 0; other < parts - 1; other++)
+#pragma unroll
+      for (int k = 0; k < COUNT; k++) v[k] += shared[(other * COUNT + k) * WARP];
+}
+
+// c = a b by tiles of 8 M x 8 N, rows of c in fours; SHARED: both factors may lie in shared memory. Where there are few
+// tiles, several warps of a block share the inner side of one; `all_warps` is how many there are for tiles to be few.
+template <bool SHARED, int AHEAD, int M, int N>
+__device__ __forceinline__ void multiply_by_warps(const Product<float>& product, Block block, int all_warps) {
+  constexpr int DOWN = 8 * M, ACROSS = 8 * N;
+  const int tiles_across = ((int)product.c.columns + ACROSS - 1) / ACROSS;
+  const int tiles = ((int)product.c.rows + DOWN - 1) / DOWN * tiles_across;
+  const int level = shared_by<M, N>(tiles, product.inner, all_warps), slots = blockDim.x / WARP >> level;
+  const int lane = threadIdx.x % WARP, group = lane / 4, member = lane % 4, warp = threadIdx.x / WARP;
+  const int slot = warp >> level, part = warp & ((1 << level) - 1);
+  const int each = (tiles + block.count - 1) / block.count, step = INNER_STEP << level;
+  const bool near = SHARED && is_shared(product.a.data) && is_shared(product.b.data);
+  float* column_sums = product.sums();
+#pragma unroll 1
+  for (int first = 0; first < each; first += slots) {
+    const int tile = block.index * each + first + slot;
+    const bool here = slot < slots && first + slot < each && tile < tiles;
+    const int down = tile / tiles_across, i = down * DOWN, j = (tile - down * tiles_across) * ACROSS;
+    const bool summed = column_sums && i == 0;
+    float sums[M / 2][N][4] = {}, own[N] = {};
+    if (!here) {
+    } else if (near) {
+      accumulate_tile<SHARED, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
+    } else {
+      accumulate_tile<false, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
+    }
+    if (level > 0) {
+      add_up_parts(reinterpret_cast<float(&)[2 * M * N]>(sums), here, slot, part, 1 << level);
+      if (column_sums) add_up_parts(own, here, slot, part, 1 << level);
+    }
+    if (!here || part > 0) continue;
+#pragma unroll
+    for (int four = 0; four < 2 * N; four += 4) {
+      const int column = j + 2 * N * member + four;
+      float v[M][4];
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) v[m][k] = sums[m / 2][(four + k) % N][m % 2 * 2 + (four + k) / N];
+      if (column < product.c.columns) product.template put<M, 4, true>(v, i + M * group, column);
+    }
+    if (summed)
+#pragma unroll
+      for (int n = 0; n < N; n++) {
+        const float sum = row_sum(own[n], 4);
+        if (member == 0 && j + N * group + n < product.c.columns) column_sums[j + N * group + n] = sum;
+      }
+  }
+}
