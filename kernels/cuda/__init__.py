@@ -68,6 +68,9 @@ FILES = (
 TYPES = {"float32": "float", "float64": "double", "bf16": "float"}
 """What is computed in, by what the text is compiled for; "bf16" is float32 with operands that may be bfloat16."""
 
+OPTIONS = ("-std=c++17", "-fmad=false")
+"""What NVRTC is told: a multiply-add is one instruction where the text says so, and nowhere else."""
+
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
@@ -239,12 +242,12 @@ def narrow_shares(rows: int, tiles: int, threads: int, most: int) -> int:
 
 
 @functools.cache
-def _text(file: str) -> str:
+def text(file: str) -> str:
     return Path(__file__).with_name(f"{file}.cuh").read_text(encoding="utf-8")
 
 
-def _constants(dtype: str, large: bool) -> str:
-    """What the text shares with Python, so that each is stated once."""
+def constants(dtype: str, large: bool) -> str:
+    """Return what the text shares with Python, so that each is stated once."""
     mixed = dtype == "bf16"
     control = {"STEP": STEP, "UPDATE": UPDATE, "EPOCH": EPOCH, "START": START, "SLOT": SLOT, "SEED": SEED}
     control |= {"BAD_STEP": BAD_STEP, "POSITION": POSITION, "CONTROL_SIZE": CONTROL_SIZE}
@@ -314,11 +317,11 @@ def source(
     if unknown := [name for name in (*alone, *together) if name not in OPERATIONS]:
         raise ValueError(f"no operation {unknown[0]!r}; choose from gpumlp.kernels.cuda.OPERATIONS")
     real = TYPES[dtype]
-    parts = [_constants(dtype, large), *map(_text, FILES)]
+    parts = [constants(dtype, large), *map(text, FILES)]
     parts += [_kernel(OPERATIONS[name], real) for name in alone]
-    parts += [_perform(together, real), _text("walk")] if together else []
-    parts += [_text("chain")] if chained else []
-    parts += [_text("walker")] if walked else []
+    parts += [_perform(together, real), text("walk")] if together else []
+    parts += [text("chain")] if chained else []
+    parts += [*map(text, ("network", "programs", "walker"))] if walked else []
     return "\n".join(parts)
 
 

@@ -84,6 +84,18 @@ __device__ __forceinline__ double root(double x) { return sqrt(x); }
 __device__ __forceinline__ float size_of(float x) { return fabsf(x); }
 __device__ __forceinline__ double size_of(double x) { return fabs(x); }
 
+// c + a b in one instruction, rounded once. The text says where: a compiler that chose by itself could choose otherwise
+// in a tailored kernel. The CPU of a test may not have it.
+#if defined(__CUDA_ARCH__)
+__device__ __forceinline__ float add_product(float c, float a, float b) { return fmaf(a, b, c); }
+__device__ __forceinline__ double add_product(double c, double a, double b) { return fma(a, b, c); }
+#else
+template <typename T>
+__device__ __forceinline__ T add_product(T c, T a, T b) {
+  return c + a * b;
+}
+#endif
+
 // a / b for b within 2^126 of 1, to two units in the last place and without the branch of an exact quotient.
 __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ __forceinline__ double quotient(double a, double b) { return a / b; }

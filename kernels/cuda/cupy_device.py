@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import CHAIN_THREADS, source
+from . import CHAIN_THREADS, OPTIONS, source
 from .cublaslt import CublasLt, is_installed
 from .device import Launch, Product, ProductKind
 
@@ -57,7 +57,7 @@ class CupyKernels:
         chained: bool,
         shared_bytes: int,
     ) -> None:
-        self._module = cupy.RawModule(code=text, options=("-std=c++17",))
+        self._module = cupy.RawModule(code=text, options=OPTIONS)
         names = [f"gpumlp_{name}" for name in operations]
         names += ["gpumlp_resident"] if resident else []
         names += ["gpumlp_chain"] if chained else []
@@ -222,6 +222,14 @@ class CupyDevice:
                         self._cupy, text, sorted(operations), bool(walked), bool(chained), self.shared_bytes
                     )
             return self._modules[text]
+
+    def tailored(self, text: str) -> CupyKernels:
+        if text not in self._modules:
+            with self.active():  # not held: it takes seconds, and trainings begin meanwhile
+                made = CupyKernels(self._cupy, text, (), True, False, self.shared_bytes)
+            with _LOCK:
+                self._modules.setdefault(text, made)
+        return self._modules[text]
 
     @property
     def has_products(self) -> bool:

@@ -31,8 +31,8 @@ class DeviceArray(np.ndarray):
 class HostKernels:
     """The kernels of one type, built by the system's compiler."""
 
-    def __init__(self, dtype: str, device: HostDevice, large: bool = False) -> None:
-        self._module = host.HostModule(dtype, large=large)
+    def __init__(self, module: host.HostModule, device: HostDevice) -> None:
+        self._module = module
         self._order, self._in_stream = device.order, device.in_stream
 
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
@@ -166,8 +166,11 @@ class HostDevice:
     ) -> HostKernels:
         with self._building:
             if (dtype, large) not in self._kernels:  # one build has all operations
-                self._kernels[dtype, large] = HostKernels(dtype, self, large)
+                self._kernels[dtype, large] = HostKernels(host.HostModule(dtype, large=large), self)
             return self._kernels[dtype, large]
+
+    def tailored(self, text: str) -> HostKernels:
+        return HostKernels(host.HostModule(text=text), self)
 
     def supports_product(self, kind: ProductKind) -> bool:
         return kind.kernel in self._products

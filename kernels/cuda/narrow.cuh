@@ -100,7 +100,7 @@ __device__ void bias_activate_narrow(const Row& row, Block block, F f) {
 #pragma unroll
           for (int r = 0; r < ROWS; r++)
 #pragma unroll
-            for (int k = 0; k < C; k++) sums[r][p] += v[r][k] * near[k];
+            for (int k = 0; k < C; k++) sums[r][p] = add_product(sums[r][p], v[r][k], near[k]);
         }
       }
     }
@@ -130,7 +130,7 @@ __device__ __forceinline__ void gradient_of_rows(const Matrix<T>& a, const T*& o
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       const T v = of_a[r * a.stride + p];
-      sums[r] += v * near[p], weight[p] += v * kept[r];
+      sums[r] = add_product(sums[r], v, near[p]), weight[p] = add_product(weight[p], v, kept[r]);
     }
   }
 #pragma unroll
@@ -236,8 +236,8 @@ __device__ __forceinline__ void narrow_gradient(const Row& row, Block block, F f
           const T v = __shfl_sync(0xffffffffu, short_row[r], p);
 #pragma unroll
           for (int c = 0; c < C; c++) {
-            sums[r][c] += v * near[c];
-            if constexpr (SUMS) weight[p][c] += v * kept[r][c];
+            sums[r][c] = add_product(sums[r][c], v, near[c]);
+            if constexpr (SUMS) weight[p][c] = add_product(weight[p][c], v, kept[r][c]);
           }
         }
       };

@@ -46,7 +46,7 @@ __device__ __forceinline__ void multiply_few(const Product<T>& product, Block bl
 #pragma unroll 4
       for (int p = part; p < depth; p += 1 << level) {
         const T x = from[p * product.b.inner];
-        v[0][0] += by[p * product.a.inner] * x, sum += x;
+        v[0][0] = add_product(v[0][0], by[p * product.a.inner], x), sum += x;
       }
       v[0][0] = row_sum(v[0][0], 1 << level);
       const bool summed = i == 0 && product.sums();
@@ -69,7 +69,7 @@ __device__ __forceinline__ void multiply_short(const Product<T>& product, Block 
       T y[4];
       load<4>(y, from + p * product.b.inner);
 #pragma unroll
-      for (int n = 0; n < 4; n++) v[0][n] += x[p] * y[n];
+      for (int n = 0; n < 4; n++) v[0][n] = add_product(v[0][n], x[p], y[n]);
     }
     product.put(v, (int)i, (int)(4 * four));
   });

@@ -73,7 +73,7 @@ __device__ __forceinline__ void add_products(T (&sums)[M][N], const T (&x)[M][S]
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int n = 0; n < N; n++) sums[m][n] += x[m][s] * y[n][s];
+      for (int n = 0; n < N; n++) sums[m][n] = add_product(sums[m][n], x[m][s], y[n][s]);
 }
 
 // Adds to a tile of sums the products of four places of the inner side, then of those a step of 4 << halvings on, and so
@@ -117,7 +117,7 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int n = 0; n < N; n++) sums[m][n] += x[m] * y[n];
+      for (int n = 0; n < N; n++) sums[m][n] = add_product(sums[m][n], x[m], y[n]);
   }
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gpumlp.kernels import IN_BFLOAT16
-from gpumlp.kernels.cuda import MAX_CHAIN, MAX_SCALARS, OPERATIONS, SCRATCH_BYTES, source
+from gpumlp.kernels.cuda import MAX_CHAIN, MAX_SCALARS, OPERATIONS, OPTIONS, SCRATCH_BYTES, source
 from gpumlp.kernels.layout import ROW_WIDTH
 
 NAMES = sorted(OPERATIONS)
@@ -88,7 +88,7 @@ def compile_for(arch: str, text: str) -> tuple[bytes, str]:
         checked(getattr(library, f"nvrtcGet{what}")(program, buffer))
         return buffer.raw
 
-    options = [f"-arch={arch}".encode(), b"--ptxas-options=-v"]
+    options = [f"-arch={arch}".encode(), b"--ptxas-options=-v", *(option.encode() for option in OPTIONS)]
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     log = read("ProgramLog").decode().rstrip("\0\n")
     assert not failed, f"NVRTC refuses the text for {arch}:\n{log[:2000]}"
