@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -229,17 +230,19 @@ def _watch(
     ended: SimpleQueue[Future[History]] = SimpleQueue()
     for future in futures:  # told, since to wait for the first of hundreds is to ask each of them, each time
         future.add_done_callback(ended.put)
-    shown, left = 0, len(futures)
+    shown, left, due = 0, len(futures), 0.0
     while left:
         error: BaseException | None = None
         with contextlib.suppress(Empty):
             error = ended.get(timeout=WATCH_SECONDS).exception()
             left -= 1
-        total = sum(count.done for count in counts)
-        losses = [count.loss for count in counts if count.loss == count.loss]
-        if total > shown:
-            bar.advanced(total - shown, f"best loss {min(losses):.4g}" if losses else "")
-            shown = total
+        if time.monotonic() >= due or not left:  # to ask hundreds whenever one has ended takes time too
+            due = time.monotonic() + WATCH_SECONDS
+            total = sum(count.done for count in counts)
+            losses = [count.loss for count in counts if count.loss == count.loss]
+            if total > shown:
+                bar.advanced(total - shown, f"best loss {min(losses):.4g}" if losses else "")
+                shown = total
         if interrupted():
             raise KeyboardInterrupt
         if error is not None and not isinstance(error, NonFiniteLossError):
