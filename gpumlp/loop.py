@@ -115,7 +115,7 @@ class FitLoop:
         self.constant_rate = isinstance(schedule, ConstantRate)
         if self.constant_rate:
             (rate,) = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
-            self.memory.arrays["rates"][...] = rate
+            self.memory.arrays["rates"][: self.total_steps] = rate  # no more: to touch memory takes time
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in self.callbacks)
 
