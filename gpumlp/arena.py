@@ -6,8 +6,9 @@ checkpoint a few arrays, and gives every tensor an address that never changes.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,11 @@ class Arena:
     def items(self) -> Iterable[tuple[str, Array]]:
         """Names and tensors, which are views."""
         return self._views.items()
+
+    @functools.cached_property
+    def layout(self) -> Hashable:
+        """What is equal for arenas in which each tensor lies at the same place."""
+        return tuple((s.name, s.shape, s.dtype, s.offset) for s in self.segments.values())
 
     def flat(self, dtype: str) -> Array:
         """The whole arena as one vector, gaps between segments included (they stay zero)."""

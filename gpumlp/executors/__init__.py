@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class StepPlan:
     @property
     def programs(self) -> tuple[Program, ...]:
         return tuple(p for p in (self.begin, self.batch, self.last) if p is not None)
+
+    @functools.cached_property
+    def multiply_adds(self) -> int:
+        """Of the products of its largest program."""
+        from .workers import multiply_adds
+
+        return max(map(multiply_adds, self.programs))
 
 
 class Executor(Protocol):
@@ -177,13 +185,9 @@ def new_seats(backends: Sequence[Backend]) -> list[Seat]:
 
 
 def _is_small(plan: StepPlan, together: int) -> bool:
-    from .workers import multiply_adds
-
-    most = RESIDENT_MULTIPLY_ADDS * (RESIDENT_TOGETHER if together > 1 else 1)
-    programs = plan.programs
     return (
-        max(multiply_adds(p) for p in programs) <= most
-        and max(len(p.calls) for p in programs) <= RESIDENT_CALLS
+        plan.multiply_adds <= RESIDENT_MULTIPLY_ADDS * (RESIDENT_TOGETHER if together > 1 else 1)
+        and max(len(p.calls) for p in plan.programs) <= RESIDENT_CALLS
         and plan.begin.rows < 1 << 16  # one block sorts them
     )
 
