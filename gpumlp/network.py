@@ -108,8 +108,8 @@ class Sequential(Chain):
             if array.shape != arenas[name][name].shape:
                 expected = arenas[name][name].shape
                 raise ValueError(f"state_dict has {name} of shape {array.shape}; expected {expected}")
-        for name, array in arrays.items():
-            self.backend.write(arenas[name][name], array)
+        self.parameters.fill(arrays)
+        self.state.fill(arrays)
 
     def n_parameters(self, trainable_only: bool = False) -> int:
         """Return how many numbers are learnt."""

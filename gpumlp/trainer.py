@@ -104,8 +104,7 @@ class Trainer:
         )
         self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
         if seed is not None:
-            if network.is_as_drawn:
-                network.reset(seed)
+            network.reset_as_drawn(seed)
             network.seed = seed
         self.seed = network.seed
         self.history = History()
@@ -120,8 +119,8 @@ class Trainer:
         self.slots: dict[str, Arena] = {}
         for name, value in self.optimizer.initial_slots().items():
             arena = network.parameters.twin()
-            for _, view in arena.items():
-                network.backend.write(view, value)
+            if value:
+                arena.fill(dict.fromkeys(arena, value))
             self.slots[f"slot.{name}"] = arena
         if isinstance(self.optimizer.schedule, ReduceOnPlateau):
             self.optimizer.schedule.reset()
