@@ -165,9 +165,8 @@ def executor_in_words(backend: Backend, has_python: bool, multiply_adds_a_row: i
 
 def is_small_together(network: Any, step_rows: int) -> bool:
     """Whether many such networks train best in common launches of the resident kernel."""
-    products = sum(row[3] for row in network.layer_table())
     most = RESIDENT_MULTIPLY_ADDS * RESIDENT_TOGETHER
-    return not network.has_python and STEP_TO_FORWARD * products * step_rows <= most
+    return not network.has_python and STEP_TO_FORWARD * network.multiply_adds * step_rows <= most
 
 
 def new_seats(backends: Sequence[Backend]) -> list[Seat]:
