@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from .layers import Activation, Layer, PerUnit, is_shipped
 from .losses import LOSSES, Loss
 from .optimizers import OPTIMIZERS, Optimizer
 from .program import RING, Builder, Operand, Program
+from .settings import alike
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,12 @@ def _what_programs_depend_on(network: Chain, loss: Loss, optimizer: Optimizer) -
     shipped = type(loss) in LOSSES.values() and type(optimizer) in OPTIMIZERS.values()
     if not shipped or not all(map(is_shipped, layers)):
         return None
-    found = network.dtype, *map(_settings, [*layers, loss, optimizer])
-    try:
-        hash(found)
-    except TypeError:  # a user gave a layer an attribute
-        return None
-    return found
+    settings = alike([*layers, loss, optimizer], NOT_WRITTEN)
+    return None if settings is None else (network.dtype, settings)
 
 
 def _units(layer: Layer) -> list[Activation]:
     return layer.units if isinstance(layer, PerUnit) else []
-
-
-def _settings(thing: Any) -> tuple[Any, ...]:
-    """The type of a layer, a loss or an optimizer, and what it was given."""
-    return type(thing), *((name, value) for name, value in vars(thing).items() if name not in NOT_WRITTEN)
 
 
 def _write(
