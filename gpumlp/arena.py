@@ -7,7 +7,7 @@ checkpoint a few arrays, and gives every tensor an address that never changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,9 @@ class Arena:
         backend: where the memory lies.
         segments: with their offsets, as `lay_out` or a program's plan gives them.
         memory: bytes to use in place of a new allocation (activations of several programs share theirs).
+
+    Attributes:
+        layout: equal for arenas in which each tensor lies at the same place.
     """
 
     def __init__(self, backend: Backend, segments: Iterable[Segment], memory: Array | None = None) -> None:
@@ -69,6 +72,7 @@ class Arena:
         self.nbytes = max((s.offset + aligned(s.nbytes) for s in self.segments.values()), default=0)
         self.memory = backend.allocate(self.nbytes) if memory is None else memory
         self._views = {s.name: self._view(s) for s in self.segments.values()}
+        self.layout: Hashable = tuple((s.name, s.shape, s.dtype, s.offset) for s in self.segments.values())
 
     def _view(self, segment: Segment) -> Array:
         raw = self.memory[segment.offset : segment.offset + segment.nbytes]
@@ -98,6 +102,17 @@ class Arena:
     def twin(self) -> Arena:
         """A zeroed arena of the same layout, for gradients or a slot of the optimizer."""
         return Arena(self.backend, self.segments.values())
+
+    def fill(self, values: Mapping[str, Any]) -> None:
+        """Copy a value into every tensor: arrays of the host, or numbers; to a GPU all in one."""
+        if self.backend.device is None:
+            for name, view in self.items():
+                view[...] = values[name]
+        elif self.nbytes:
+            image = np.zeros(self.nbytes, np.uint8)
+            for s in self.segments.values():
+                image[s.offset : s.offset + s.nbytes].view(s.dtype).reshape(s.shape)[...] = values[s.name]
+            self.backend.device.copy_in(self.memory[: self.nbytes], image)
 
     def to_host(self) -> dict[str, np.ndarray]:
         """Copies of all tensors on the host, by name."""

@@ -121,16 +121,23 @@ class Chain:
             seed: of the draw; the present one when None. The same seed gives the same weights everywhere.
         """
         self.seed = self.seed if seed is None else seed
+        values: dict[str, Any] = {}
         for i, layer in enumerate(self.layers):
             for k, (name, spec) in enumerate(layer.parameter_specs.items()):
                 rng = np.random.Generator(
                     np.random.Philox(key=np.array([self.seed, (i << 16) | k], np.uint64))
                 )
-                values = spec.initializer(rng, spec.shape, spec.fan).astype(self.dtype)
-                self.backend.write(self.parameters[f"{layer.key}.{name}"], values)
-            for name, (_, value) in layer.state_specs.items():
-                self.backend.write(self.state[f"{layer.key}.{name}"], value)
+                values[f"{layer.key}.{name}"] = spec.initializer(rng, spec.shape, spec.fan)
+            values |= {f"{layer.key}.{name}": value for name, (_, value) in layer.state_specs.items()}
+        self.parameters.fill(values)
+        self.state.fill(values)
+        self._drawn_by = self.seed, self.dtype
         self.note_draw()
+
+    def reset_as_drawn(self, seed: int) -> None:
+        """Draw weights anew where they still are as they were drawn, by another seed or in another type."""
+        if self._drawn_by != (seed, self.dtype) and self.is_as_drawn:
+            self.reset(seed)
 
     def note_draw(self) -> None:
         """Take the present values for those that were drawn."""

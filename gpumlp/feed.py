@@ -12,6 +12,7 @@ import numpy as np
 
 from .backend import Backend, address
 from .executors import Executor, StepPlan, make_executor
+from .intake import Checked
 from .program import RING, Memory, activation_bytes
 from .rows import Data
 
@@ -36,14 +37,16 @@ _UPLOADING = threading.Lock()
 
 @dataclass
 class Shared:
-    """What networks that train at the same time on one GPU share.
+    """What networks that train at the same time on one device share.
 
     Attributes:
-        uploads: arrays of the host, each with its copy on the device; see `key`.
+        uploads: arrays of the host, each with its copy on a GPU; see `key`.
+        checked: data as they take them.
         seat: of this network in a gang that trains in common launches.
     """
 
     uploads: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
+    checked: Checked = field(default_factory=Checked)
     seat: Seat | None = None
 
     def upload(self, backend: Backend, array: Array) -> Array:

@@ -113,9 +113,10 @@ class FitLoop:
         """Train by the schedule that the optimizer has now; a callback may give it another."""
         schedule = self.schedule = self.trainer.optimizer.schedule
         self.constant_rate = isinstance(schedule, ConstantRate)
-        if self.constant_rate:
-            (rate,) = schedule.rates(np.zeros(1, np.int64), self.plan.steps, self.first_step + 1)
-            self.memory.arrays["rates"][...] = rate
+        if isinstance(schedule, ConstantRate):
+            self.memory.arrays["rates"][: self.total_steps] = (
+                schedule.lr
+            )  # no more: to touch memory takes time
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in self.callbacks)
 

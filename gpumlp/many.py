@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +151,7 @@ def fit_many(
     batch_size = fit_settings.get("batch_size", 32)
     step_rows = len(X) if batch_size is None else min(check_count("batch_size", batch_size), len(X))
     bar = Progress(progress, epochs * len(trainers))
-    size = _share_gpus(trainers, step_rows, size)  # the last that may fail: who has a seat is waited for
+    size = _share(trainers, step_rows, size)  # the last that may fail: who has a seat is waited for
 
     def train(i: int) -> History:
         trainer = trainers[i]
@@ -200,14 +202,12 @@ def _leave(trainers: Sequence[Trainer]) -> None:
         trainer.shared = None
 
 
-def _share_gpus(trainers: Sequence[Trainer], step_rows: int, workers: int | None) -> int:
-    """Give trainers on a GPU common copies of the data, and small ones common launches; return how many at a time."""
-    uploads: dict[Any, dict[int, Any]] = {}
+def _share(trainers: Sequence[Trainer], step_rows: int, workers: int | None) -> int:
+    """Give trainers common data, and small ones on a GPU common launches; return how many at a time."""
+    common: dict[str, Shared] = {}
     for trainer in trainers:
-        backend = trainer.network.backend
-        if backend.is_gpu:
-            trainer.shared = Shared(uploads.setdefault(backend.name, {}))
-    on_gpu = [trainer for trainer in trainers if trainer.shared is not None]
+        trainer.shared = replace(common.setdefault(trainer.network.backend.name, Shared()))
+    on_gpu = [trainer for trainer in trainers if trainer.network.backend.is_gpu]
     if not on_gpu:
         return workers or int(cpu_counts()["usable"] or 1)
     if workers is not None or not all(is_small_together(t.network, step_rows) for t in on_gpu):
@@ -229,17 +229,19 @@ def _watch(
     ended: SimpleQueue[Future[History]] = SimpleQueue()
     for future in futures:  # told, since to wait for the first of hundreds is to ask each of them, each time
         future.add_done_callback(ended.put)
-    shown, left = 0, len(futures)
+    shown, left, due = 0, len(futures), 0.0
     while left:
         error: BaseException | None = None
         with contextlib.suppress(Empty):
             error = ended.get(timeout=WATCH_SECONDS).exception()
             left -= 1
-        total = sum(count.done for count in counts)
-        losses = [count.loss for count in counts if count.loss == count.loss]
-        if total > shown:
-            bar.advanced(total - shown, f"best loss {min(losses):.4g}" if losses else "")
-            shown = total
+        if time.monotonic() >= due or not left:  # to ask hundreds whenever one has ended takes time too
+            due = time.monotonic() + WATCH_SECONDS
+            total = sum(count.done for count in counts)
+            losses = [count.loss for count in counts if count.loss == count.loss]
+            if total > shown:
+                bar.advanced(total - shown, f"best loss {min(losses):.4g}" if losses else "")
+                shown = total
         if interrupted():
             raise KeyboardInterrupt
         if error is not None and not isinstance(error, NonFiniteLossError):

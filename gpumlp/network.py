@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -108,12 +109,17 @@ class Sequential(Chain):
             if array.shape != arenas[name][name].shape:
                 expected = arenas[name][name].shape
                 raise ValueError(f"state_dict has {name} of shape {array.shape}; expected {expected}")
-        for name, array in arrays.items():
-            self.backend.write(arenas[name][name], array)
+        self.parameters.fill(arrays)
+        self.state.fill(arrays)
 
     def n_parameters(self, trainable_only: bool = False) -> int:
         """Return how many numbers are learnt."""
         return sum(s.size for s in self.segments() if s.trainable or not trainable_only)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of its products, a sample that goes forward."""
+        return sum(map(_multiply_adds, self.layers))
 
     def layer_table(self) -> list[tuple[str, str, int, int]]:
         """Return for each layer: its text, output shape, parameters, multiply-adds of its products a sample."""
@@ -121,9 +127,8 @@ class Sequential(Chain):
         for layer in self.layers:
             specs = layer.parameter_specs
             count = sum(int(np.prod(spec.shape)) for spec in specs.values())
-            products = int(np.prod(specs["weight"].shape)) if isinstance(layer, Linear) else 0
             text = repr(layer) + ("" if layer.trainable else " (frozen)")
-            rows.append((text, f"(rows, {layer.out_features})", count, products))
+            rows.append((text, f"(rows, {layer.out_features})", count, _multiply_adds(layer)))
         return rows
 
     def summary(self) -> str:
@@ -190,6 +195,10 @@ class Sequential(Chain):
     def copy(self) -> Sequential:
         """Return a network of its own memory with equal layers and values."""
         return copy.deepcopy(self)
+
+
+def _multiply_adds(layer: Layer) -> int:
+    return math.prod(layer.parameter_specs["weight"].shape) if isinstance(layer, Linear) else 0
 
 
 def _flatten(layers: Sequence[Any]) -> list[Layer]:

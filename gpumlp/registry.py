@@ -8,6 +8,7 @@ nearest valid name.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -34,9 +35,15 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[key]
 
 
+@functools.lru_cache(maxsize=256)
+def settings_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a class or a function, by name; found out once, as that takes longer than a call."""
+    return inspect.signature(factory).parameters
+
+
 def call_with(kind: str, factory: Callable[..., T], arguments: Mapping[str, Any]) -> T:
     """Call ``factory(**arguments)``; an argument it does not take is a ValueError with the nearest valid one."""
-    parameters = inspect.signature(factory).parameters
+    parameters = settings_of(factory)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
             if key not in parameters:

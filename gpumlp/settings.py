@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, ClassVar
 
 
@@ -19,6 +19,24 @@ class Named(ABC):
         """Return ``{"name": ..., **settings}``, from which `gpumlp.registry.build` makes the object again."""
         settings = dataclasses.fields(self)  # type: ignore[arg-type]
         return {"name": self.name, **{f.name: getattr(self, f.name) for f in settings if f.init}}
+
+
+def alike(things: Iterable[Any], apart: Collection[str] = ()) -> Hashable | None:
+    """Return what is equal for things of equal types and attributes, or None where some cannot be compared.
+
+    Args:
+        things: layers, losses, optimizers.
+        apart: names of attributes that do not count.
+    """
+    found = tuple(
+        (type(thing), *((name, value) for name, value in vars(thing).items() if name not in apart))
+        for thing in things
+    )
+    try:
+        hash(found)
+    except TypeError:
+        return None
+    return found
 
 
 def from_zero(value: float) -> bool:

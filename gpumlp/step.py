@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +11,11 @@ import numpy as np
 from .arena import trainable_runs
 from .chain import Chain
 from .executors import StepPlan
-from .losses import Loss
-from .optimizers import Optimizer
+from .layers import Activation, Layer, PerUnit, is_shipped
+from .losses import LOSSES, Loss
+from .optimizers import OPTIMIZERS, Optimizer
 from .program import RING, Builder, Operand, Program
+from .settings import alike
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,58 @@ class DataShape:
     weighted: bool
 
 
+MOST_PLANS = 64
+"""Plans that are kept for trainings like those before."""
+
+_PLANS: dict[Hashable, StepPlan] = {}
+_WRITING = threading.Lock()
+"""Held while a plan is looked for and written: hundreds of networks that are alike begin at the same time."""
+
+NOT_WRITTEN = frozenset(
+    [
+        *("_chain", "_parameter_specs", "_state_specs", "units"),
+        *("weight_init", "bias_init", "class_weight", "schedule"),
+    ]
+)
+"""Attributes of layers, losses and optimizers that say nothing of a program, or nothing that others do not say."""
+
+
 def training_plan(
     network: Chain, loss: Loss, optimizer: Optimizer, data: DataShape, batch_rows: int, shuffle: bool
 ) -> StepPlan:
-    """Write the programs of an epoch over `data` in batches of `batch_rows`."""
+    """Return the programs of an epoch over `data` in batches of `batch_rows`.
+
+    They hold no address and no value, so they are written once for all trainings that are alike.
+    """
+    alike = _what_programs_depend_on(network, loss, optimizer)
+    if alike is None:
+        return _write(network, loss, optimizer, data, batch_rows, shuffle)
+    key = (alike, data, batch_rows, shuffle)
+    with _WRITING:
+        plan = _PLANS.pop(key, None) or _write(network, loss, optimizer, data, batch_rows, shuffle)
+        _PLANS[key] = plan  # the last in order
+        if len(_PLANS) > MOST_PLANS:
+            del _PLANS[next(iter(_PLANS))]
+        return plan
+
+
+def _what_programs_depend_on(network: Chain, loss: Loss, optimizer: Optimizer) -> Hashable | None:
+    """Return what is equal for networks whose programs are, or None where a class of a user's own writes a part."""
+    layers = [part for layer in network.layers for part in (layer, *_units(layer))]
+    shipped = type(loss) in LOSSES.values() and type(optimizer) in OPTIMIZERS.values()
+    if not shipped or not all(map(is_shipped, layers)):
+        return None
+    settings = alike([*layers, loss, optimizer], NOT_WRITTEN)
+    return None if settings is None else (network.dtype, settings)
+
+
+def _units(layer: Layer) -> list[Activation]:
+    return layer.units if isinstance(layer, PerUnit) else []
+
+
+def _write(
+    network: Chain, loss: Loss, optimizer: Optimizer, data: DataShape, batch_rows: int, shuffle: bool
+) -> StepPlan:
     short = data.used % batch_rows
     # an epoch that is one full batch has no order; its index then never changes
     begin = _begin(network, data, shuffle and batch_rows < data.used)

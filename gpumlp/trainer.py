@@ -13,30 +13,20 @@ import numpy as np
 from .arena import Arena
 from .backend import get_backend
 from .callbacks import as_callbacks
-from .checks import (
-    as_matrix,
-    as_rows,
-    as_weights,
-    check_count,
-    check_lengths,
-    check_precision,
-    check_seed,
-    check_width,
-    on_host,
-)
+from .checks import check_count, check_precision, check_seed
 from .feed import Shared
 from .history import History
+from .intake import Intake
 from .layers import BatchNorm1d
 from .loop import Every, FitLoop, begin_epochs_anew
 from .losses import Loss, get_loss
 from .metrics import Metric, get_metric
-from .model import Model, check_output, class_names, encode_target, only_class
+from .model import Model, check_output
 from .network import Sequential
 from .optimizers import Optimizer, get_optimizer
 from .program import new_control
 from .rows import Data
 from .schedules import ReduceOnPlateau
-from .splits import split_rows
 
 
 class Trainer:
@@ -104,8 +94,7 @@ class Trainer:
         )
         self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
         if seed is not None:
-            if network.is_as_drawn:
-                network.reset(seed)
+            network.reset_as_drawn(seed)
             network.seed = seed
         self.seed = network.seed
         self.history = History()
@@ -120,8 +109,8 @@ class Trainer:
         self.slots: dict[str, Arena] = {}
         for name, value in self.optimizer.initial_slots().items():
             arena = network.parameters.twin()
-            for _, view in arena.items():
-                network.backend.write(view, value)
+            if value:
+                arena.fill(dict.fromkeys(arena, value))
             self.slots[f"slot.{name}"] = arena
         if isinstance(self.optimizer.schedule, ReduceOnPlateau):
             self.optimizer.schedule.reset()
@@ -186,8 +175,11 @@ class Trainer:
         """
         epochs = check_count("epochs", epochs)
         every = Every.parse(validate_every)
-        data, classes = self._training_data(X, y, sample_weight, rows)
-        data, validation = self._validation(data, classes, validation_data, validation_split, held_rows)
+        intake = self._intake()
+        data, classes = intake.training(X, y, sample_weight, rows)
+        data, validation = intake.validation(
+            data, classes, validation_data, validation_split, held_rows, self.seed
+        )
         self._plan_columns(validation is not None, train_metrics)
         self._check_monitor()
         batch_rows = self._batch_rows(batch_size, data.used)
@@ -218,64 +210,9 @@ class Trainer:
             loop.run()
         return self.history
 
-    def _training_data(self, X: Any, y: Any, sample_weight: Any, rows: Any) -> tuple[Data, list[str] | None]:
-        y = on_host(y, "y")
-        x = self._matrix(X, y, sample_weight)
-        classes = class_names(y, self.classes) if self.loss.is_classification else self.classes
-        data = self._data(x, y, sample_weight, classes)
-        if rows is not None:
-            data = data.taking(as_rows(rows, len(x)))
-        if self.loss.is_classification:
-            code = only_class(data.target if data.rows is None else data.target[data.rows])
-            if code is not None:
-                name = classes[code] if classes else code
-                raise ValueError(f"y has one class only, {name!r}; a classifier needs at least two")
-        return data, classes
-
-    def _matrix(self, X: Any, y: Any, sample_weight: Any = None, name: str = "X") -> np.ndarray:
-        """Check features, which stay on a GPU where they and the network are there, and the numbers of rows."""
-        x = as_matrix(X, self.network.dtype, name, self.network.backend)
-        check_width(x, self.network.in_features)
-        check_lengths(len(x), y=y, sample_weight=sample_weight)
-        return x
-
-    def _data(self, x: np.ndarray, y: Any, sample_weight: Any, classes: list[str] | None) -> Data:
-        """Check targets and weights of rows that are checked already."""
-        outputs = self.network.out_features
-        target = encode_target(y, classes, self.loss, outputs, self.network.dtype)
-        weight = self.loss.row_weights(target, outputs, as_weights(sample_weight, len(x)), classes)
-        return Data(x, target, None if weight is None else weight.astype(self.network.dtype))
-
-    def _validation(
-        self,
-        data: Data,
-        classes: list[str] | None,
-        given: tuple[Any, ...] | None,
-        split: float,
-        held_rows: Any,
-    ) -> tuple[Data, Data | None]:
-        if isinstance(split, bool) or not isinstance(split, int | float | np.number) or not 0 <= split < 1:
-            told = repr(split) if isinstance(split, str | int | float) else f"a {type(split).__name__}"
-            raise ValueError(
-                f"validation_split is {told}; expected a share from 0 up to, not including, 1 (rows of their own go to "
-                "validation_data)"
-            )
-        if (given is not None) + bool(split) + (held_rows is not None) > 1:
-            raise ValueError("give one of validation_data, validation_split and held_rows")
-        if held_rows is not None:
-            return data, data.taking(as_rows(held_rows, len(data.x)))
-        if given is not None:
-            if not isinstance(given, tuple | list) or len(given) not in (2, 3):
-                raise ValueError("validation_data must be (X, y) or (X, y, sample_weight)")
-            y = on_host(given[1], "y of validation_data")
-            x = self._matrix(given[0], y, name="X of validation_data")
-            return data, self._data(x, y, given[2] if len(given) == 3 else None, classes)
-        if not split:
-            return data, None
-        rows = np.arange(len(data.x)) if data.rows is None else data.rows
-        labels = data.target[rows] if data.target.ndim == 1 else None
-        train, held = split_rows(len(rows), split, labels, self.seed)
-        return data.taking(rows[train]), data.taking(rows[held])
+    def _intake(self) -> Intake:
+        checked = None if self.shared is None else self.shared.checked
+        return Intake(self.network, self.loss, self.classes, checked)
 
     def _batch_rows(self, batch_size: int | None, n: int) -> int:
         if batch_size is None:
@@ -342,11 +279,7 @@ class Trainer:
         Raises:
             ValueError: data that do not fit, or labels that were not there in training.
         """
-        y = on_host(y, "y")
-        x = self._matrix(X, y, sample_weight)
-        data = self._data(x, y, sample_weight, self.classes)
-        data = data if rows is None else data.taking(as_rows(rows, len(x)))
-        return self._as_model().scores(data, self.metrics)
+        return self._as_model().scores(self._intake().scored(X, y, sample_weight, rows), self.metrics)
 
     def predict(self, X: Any, batch_size: int | None = None) -> np.ndarray:
         """Return values, or probabilities where the loss is one of classification, (rows, outputs)."""

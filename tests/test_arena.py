@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,6 +95,22 @@ def test_flat_holds_all_segments_and_gaps_that_stay_zero(backend):
     flat = np.array(backend.to_host(arena.flat("float32")))
     assert flat.size * 4 == arena.nbytes == 3 * ALIGNMENT
     assert flat.sum() == 12 + 3 + 6
+
+
+def test_fill_copies_a_value_into_every_tensor_and_nothing_between(backend):
+    arena = make(backend)
+    values: dict[str, Any] = {"0.weight": np.full((4, 3), 2.0), "0.bias": np.array([1, 2, 3]), "1.weight": 5}
+    arena.fill(values)
+    for name, value in arena.to_host().items():
+        np.testing.assert_array_equal(value, np.broadcast_to(values[name], value.shape))
+    assert backend.to_host(arena.flat("float32")).sum() == 24 + 6 + 30
+
+
+def test_layouts_are_equal_where_each_tensor_lies_at_the_same_place(backend):
+    arena = make(backend)
+    assert arena.layout == make(backend).layout == arena.twin().layout
+    others = make(backend, "float64"), Arena(backend, list(arena.segments.values())[:2])
+    assert all(other.layout != arena.layout for other in others)
 
 
 def test_a_twin_has_the_layout_and_memory_of_its_own(backend):

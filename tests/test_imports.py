@@ -51,7 +51,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gpumlp.data",),
     ("gpumlp.chain", "gpumlp.layers", "gpumlp.losses", "gpumlp.optimizers"),
     ("gpumlp.network", "gpumlp.inference", "gpumlp.model", "gpumlp.step", "gpumlp.failure"),
-    ("gpumlp.trainer", "gpumlp.loop", "gpumlp.feed", "gpumlp.callbacks", "gpumlp.activity", "gpumlp.probe"),
+    (
+        *("gpumlp.trainer", "gpumlp.intake", "gpumlp.loop", "gpumlp.feed"),
+        *("gpumlp.callbacks", "gpumlp.activity", "gpumlp.probe"),
+    ),
     ("gpumlp.many",),
     ("gpumlp.validation", "gpumlp.baselines"),
     ("gpumlp",),

@@ -3,12 +3,14 @@
 import os
 import signal
 import tracemalloc
+from concurrent.futures import Future
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp import many
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-1, 1, (60, 2)).astype(np.float32)
@@ -168,3 +170,29 @@ def test_what_does_not_fit_is_refused_in_one_line(call, message):
         call()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_networks_that_end_one_behind_the_other_are_not_all_asked_how_far_they_are_each_time(monkeypatch):
+    class Noting(list):
+        asked = 0
+
+        def __iter__(self):
+            self.asked += 1
+            return super().__iter__()
+
+    shown = []
+
+    class Bar:
+        def advanced(self, count, text):
+            shown.append((count, text))
+
+    monkeypatch.setattr(many, "WATCH_SECONDS", 60.0)
+    futures: list[Any] = [Future() for _ in range(50)]
+    counts = Noting(many._Count() for _ in futures)
+    for future, count in zip(futures, list(counts), strict=True):
+        future.set_result(None)
+        count.done, count.loss = 2, 0.5
+    counts.asked = 0
+    many._watch(futures, counts, Bar(), lambda: False)  # type: ignore[arg-type]
+    assert counts.asked <= 4
+    assert shown == [(100, "best loss 0.5")]

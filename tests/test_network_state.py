@@ -47,6 +47,37 @@ def test_the_draw_of_a_layer_does_not_depend_on_the_type():
         np.testing.assert_array_equal(single.state_dict()[name], value.astype("float32"))
 
 
+def test_weights_are_drawn_once_by_a_trainer_of_the_seed_that_drew_them_and_again_by_another(monkeypatch):
+    drawn: list[int] = []
+    reset = gm.Sequential.reset
+
+    def noted(self, seed=None):
+        reset(self, seed)
+        drawn.append(self.seed)
+
+    monkeypatch.setattr(gm.Sequential, "reset", noted)
+    for seed in (4, 4, 5):
+        network = gm.mlp([3, 5, 2], seed=4, device="cpu")
+        gm.Trainer(network, loss="mse", seed=seed)
+        assert network.seed == seed
+    assert drawn == [4, 4, 4, 5]
+
+
+def test_a_trainer_of_another_type_has_the_weights_of_a_network_of_that_type():
+    """Not those of float32 with more digits."""
+    network = gm.mlp([3, 5, 2], seed=4, device="cpu")
+    gm.Trainer(network, loss="mse", seed=4, dtype="float64")
+    assert same_state(network, gm.mlp([3, 5, 2], seed=4, device="cpu", dtype="float64"))
+
+
+def test_weights_that_were_set_to_something_are_kept_whatever_the_seed():
+    network = gm.mlp([3, 5, 2], seed=4, device="cpu")
+    network[0].bias = np.ones(5)
+    kept = network.copy()
+    gm.Trainer(network, loss="mse", seed=5)
+    assert same_state(network, kept)
+
+
 def test_state_dict_goes_round(backend, dtype):
     one, other = make(dtype, backend, seed=1), make(dtype, backend, seed=2)
     values = one.state_dict()

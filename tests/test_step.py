@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from gpumlp import step
 from gpumlp.kernels import CATALOGUE
+from gpumlp.losses import get_loss
 from gpumlp.program import call_operands
+from gpumlp.step import DataShape, training_plan
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(10, 3)), RNG.integers(0, 2, 10)
@@ -183,3 +186,99 @@ def test_every_tensor_is_written_before_it_is_read(training_step):
 def test_running_statistics_change_after_the_loss_was_found_finite(training_step):
     program = make(training_step, gm.Linear(3, 4), gm.BatchNorm1d(4), gm.Linear(4, 2)).plan.batch
     assert kernels(program).index("running_average") > program.marks["update"]
+
+
+# --- the programs of trainings that are alike ------------------------------------------------------------------------
+
+
+def plan_of(
+    layers=None, loss="cross_entropy", optimizer=None, rows=10, batch_rows=4, dtype="float32", **data
+):
+    network = gm.Sequential(
+        layers or [gm.Linear(3, 4), gm.ReLU(), gm.Dropout(0.5), gm.Linear(4, 2)], dtype=dtype, device="cpu"
+    )
+    shape = DataShape(rows, rows, 3, **{"target": (), "weighted": False, **data})
+    return training_plan(network, get_loss(loss), optimizer or gm.SGD(0.1), shape, batch_rows, True)
+
+
+def test_trainings_that_are_alike_have_the_same_programs():
+    """Whatever their rates, first values and weights of classes."""
+    layers = [gm.Linear(3, 4, weight_init="zeros"), gm.ReLU(), gm.Dropout(0.5), gm.Linear(4, 2)]
+    loss = gm.CrossEntropy(class_weight=[1.0, 2.0])
+    assert plan_of() is plan_of(layers, loss, gm.SGD(gm.StepDecay(0.5, every=2)))
+
+
+def frozen():
+    return [gm.Linear(3, 4).freeze(), gm.ReLU(), gm.Dropout(0.5), gm.Linear(4, 2)]
+
+
+def dropping_less():
+    return [gm.Linear(3, 4), gm.ReLU(), gm.Dropout(0.25), gm.Linear(4, 2)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers": frozen()},
+        {"layers": dropping_less()},
+        {"loss": gm.CrossEntropy(label_smoothing=0.1)},
+        {"loss": gm.CrossEntropy(reduction="sum")},
+        {"optimizer": gm.SGD(0.1, momentum=0.5)},
+        {"optimizer": gm.SGD(0.1, weight_decay=0.5)},
+        {"rows": 11},
+        {"batch_rows": 5},
+        {"dtype": "float64"},
+        {"weighted": True},
+    ],
+)
+def test_trainings_that_differ_have_other_programs(settings):
+    assert plan_of() != plan_of(**settings)
+
+
+def test_programs_follow_a_setting_that_is_changed_in_place():
+    def units(slope):
+        return [gm.Linear(3, 2), gm.layers.PerUnit([gm.LeakyReLU(slope), gm.Tanh()])]
+
+    optimizer, layers = gm.SGD(0.1, momentum=0.5), units(0.5)
+    before = plan_of(layers, optimizer=optimizer)
+    optimizer.momentum = 0.25
+    assert plan_of(units(0.5), optimizer=optimizer) == plan_of(
+        units(0.5), optimizer=gm.SGD(0.1, momentum=0.25)
+    )
+    changed = units(0.5)
+    changed[1].units[0].negative_slope = 0.25
+    assert plan_of(changed) == plan_of(units(0.25)) != before
+
+
+def test_what_classes_of_a_users_own_write_is_written_anew():
+    class Weighed(gm.MSE):
+        scale = 1.0
+
+        def emit(self, b, *operands):
+            super().emit(b, *operands)
+            b.call("clip_by_value", operands[-1], limit=self.scale)
+
+    def limits():
+        plan = plan_of([gm.Linear(3, 2)], Weighed(), target=(2,))
+        return [call.scalars["limit"] for call in plan.batch.calls if call.kernel == "clip_by_value"]
+
+    assert limits() == [1.0]
+    Weighed.scale = 2.0
+    assert limits() == [2.0]
+
+
+def test_a_layer_that_was_given_an_attribute_trains():
+    noted = gm.Linear(3, 2)
+    noted.notes = ["the first"]
+    assert plan_of([noted]) == plan_of([gm.Linear(3, 2)])
+
+
+def test_so_many_plans_are_kept_and_no_more(monkeypatch):
+    monkeypatch.setattr(step, "_PLANS", {})
+    monkeypatch.setattr(step, "MOST_PLANS", 2)
+    first = plan_of(rows=10)
+    plan_of(rows=11)
+    assert plan_of(rows=10) is first  # used again: the other goes first
+    plan_of(rows=12)
+    assert plan_of(rows=10) is first
+    assert len(step._PLANS) == 2

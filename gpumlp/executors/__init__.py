@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class StepPlan:
     @property
     def programs(self) -> tuple[Program, ...]:
         return tuple(p for p in (self.begin, self.batch, self.last) if p is not None)
+
+    @functools.cached_property
+    def multiply_adds(self) -> int:
+        """Of the products of its largest program."""
+        from .workers import multiply_adds
+
+        return max(map(multiply_adds, self.programs))
 
 
 class Executor(Protocol):
@@ -157,9 +165,8 @@ def executor_in_words(backend: Backend, has_python: bool, multiply_adds_a_row: i
 
 def is_small_together(network: Any, step_rows: int) -> bool:
     """Whether many such networks train best in common launches of the resident kernel."""
-    products = sum(row[3] for row in network.layer_table())
     most = RESIDENT_MULTIPLY_ADDS * RESIDENT_TOGETHER
-    return not network.has_python and STEP_TO_FORWARD * products * step_rows <= most
+    return not network.has_python and STEP_TO_FORWARD * network.multiply_adds * step_rows <= most
 
 
 def new_seats(backends: Sequence[Backend]) -> list[Seat]:
@@ -177,13 +184,9 @@ def new_seats(backends: Sequence[Backend]) -> list[Seat]:
 
 
 def _is_small(plan: StepPlan, together: int) -> bool:
-    from .workers import multiply_adds
-
-    most = RESIDENT_MULTIPLY_ADDS * (RESIDENT_TOGETHER if together > 1 else 1)
-    programs = plan.programs
     return (
-        max(multiply_adds(p) for p in programs) <= most
-        and max(len(p.calls) for p in programs) <= RESIDENT_CALLS
+        plan.multiply_adds <= RESIDENT_MULTIPLY_ADDS * (RESIDENT_TOGETHER if together > 1 else 1)
+        and max(len(p.calls) for p in plan.programs) <= RESIDENT_CALLS
         and plan.begin.rows < 1 << 16  # one block sorts them
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import time
@@ -252,15 +251,20 @@ class Seat:
     def __init__(self, gang: Gang, row: int) -> None:
         self.gang, self.row = gang, row
         self.at_work = self.left = False
+        self._made: Tables | None = None
 
     @property
     def crew(self) -> Crew:
         """All networks that train at the same time on the GPU."""
         return self.gang.crew
 
-    @functools.cached_property
+    @property
     def _tables(self) -> Tables:
-        return self.gang.tables
+        if (
+            self._made is None
+        ):  # no `cached_property`: until Python 3.12 hundreds of threads would share its lock
+            self._made = self.gang.tables
+        return self._made
 
     @property
     def ring(self) -> Any:

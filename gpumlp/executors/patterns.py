@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..kernels.cuda.device import Kernels
-from ..program import Program
+from ..program import Program, activation_bytes
 
 Span = tuple[int, int]
 """Where a piece of memory begins, and its bytes."""
@@ -70,21 +70,24 @@ class Walk:
     """What the resident kernel needs of the programs of an epoch, but for the place of the memory.
 
     Attributes:
-        rows: of all programs, one behind the other.
+        image: what lies in the network's own memory from its start on: rows of all programs one behind the other,
+            stages (what lies in shared memory, see walker.cuh), scalars of the rows.
         counts: rows of each program.
-        stages: what lies in shared memory, see walker.cuh.
-        scalars: of the rows, (rows, 8).
-        scratch_bytes: of working memory.
+        stages: how many.
+        stages_at, scalars_at, scratch_at: bytes of that memory before stages, scalars and working memory.
+        nbytes: of all of it.
         shared_bytes: of shared memory.
         threads: of the block.
         kernels: compiled for the rows.
     """
 
-    rows: Movable
+    image: Movable
     counts: tuple[int, ...]
-    stages: Movable
-    scalars: np.ndarray
-    scratch_bytes: int
+    stages: int
+    stages_at: int
+    scalars_at: int
+    scratch_at: int
+    nbytes: int
     shared_bytes: int
     threads: int
     kernels: Kernels
@@ -97,11 +100,13 @@ class Pattern:
     Attributes:
         programs: as they were written.
         lowered: the same, lowered.
+        activation_bytes: of their intermediate tensors.
         walks: by what tells them apart, as far as they were wanted.
     """
 
     programs: tuple[Program, ...]
     lowered: tuple[Program, ...]
+    activation_bytes: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     walks: dict[Hashable, Walk] = field(default_factory=dict)
 
@@ -118,6 +123,7 @@ class Patterns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._found: dict[Hashable, tuple[tuple[Program, ...], Pattern]] = {}
         self._known: dict[Hashable, list[Pattern]] = {}
 
     def find(
@@ -130,12 +136,22 @@ class Patterns:
             programs: as they were written.
             lower: what it says.
         """
+        same = (layout, *map(id, programs))
+        with self._lock:
+            if same not in self._found:  # the programs are kept there, so that no others get their ids
+                self._found[same] = programs, self._equal(layout, programs, lower)
+            return self._found[same][1]
+
+    def _equal(
+        self, layout: Hashable, programs: tuple[Program, ...], lower: Callable[[Program], Program]
+    ) -> Pattern:
+        """The pattern of programs that are equal: where a user's own class wrote them they are never the same."""
         # what differs between networks of one layout is mostly a scalar: a share of dropout, a momentum
         scalars = tuple((call.kernel, *call.scalars.items()) for p in programs for call in p.calls)
-        with self._lock:
-            known = self._known.setdefault((layout, scalars), [])
-            for pattern in known:
-                if pattern.programs == programs:
-                    return pattern
-            known.append(Pattern(programs, tuple(map(lower, programs))))
-            return known[-1]
+        known = self._known.setdefault((layout, scalars), [])
+        for pattern in known:
+            if pattern.programs == programs:
+                return pattern
+        lowered = tuple(map(lower, programs))
+        known.append(Pattern(programs, lowered, max(map(activation_bytes, lowered), default=0)))
+        return known[-1]

@@ -26,7 +26,7 @@ from ..kernels.cuda import (
 )
 from ..kernels.cuda.device import Kernels
 from ..kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS, SCRATCH
-from ..program import RING, Memory, Program, activation_bytes
+from ..program import RING, Memory, Program
 from .device import CONTROL, DeviceExecutor, Linked
 from .gang import WORDS, Entry, Seat, seats_on
 from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_full_batch_in_place
@@ -98,11 +98,12 @@ class ResidentExecutor(DeviceExecutor):
 
     def prepare(self, *programs: Program, on_compile: Callable[[], None] | None = None) -> None:
         assert not self._lowered, "all programs are prepared at once"
+        self._spans = [_span(piece) for piece in self._pieces()]
         self._pattern = self._seat.crew.patterns.find(self._layout(), programs, self._lower)
         pairs = zip(programs, self._pattern.lowered, strict=True)
         self._lowered = {id(source): (source, program) for source, program in pairs}
-        nbytes = max(map(activation_bytes, self._pattern.lowered), default=0)
-        self._activations = self.backend.allocate(nbytes)
+        self._activations = self.backend.allocate(self._pattern.activation_bytes)
+        self._spans.append(_span(self._activations))
 
     def linked(self, program: Program) -> Linked:
         """A program by itself, at its first use: networks that are like another one need none."""
@@ -113,13 +114,14 @@ class ResidentExecutor(DeviceExecutor):
 
     def _layout(self) -> Hashable:
         """What tells whether rows for another network's memory are right for this one's."""
-        arrays, spans = self.memory.arrays, _spans(self._pieces())
+        arenas, arrays, spans = self.memory.arenas, self.memory.arrays, self._spans
         if overlap(list(dict.fromkeys(spans))):  # an address would be within two pieces: like no other
             return object()
         return (
             tuple(map(spans.index, spans)),  # which are one piece: data that are their own targets
-            tuple((role, *arena.segments.values()) for role, arena in self.memory.arenas.items()),
-            tuple((name, a.shape, a.dtype, address(a) % 16) for name, a in arrays.items()),
+            tuple((role, arena.layout) for role, arena in arenas.items()),
+            tuple((name, array.shape, array.dtype.str) for name, array in arrays.items()),
+            tuple(start % 16 for start, _ in spans),
         )
 
     def _pieces(self) -> list[Any]:
@@ -137,23 +139,17 @@ class ResidentExecutor(DeviceExecutor):
         steps = 1 if plan is None else plan.steps
         key = (*(None if p is None else places[id(p)] for p in programs), steps)
         walk = self._pattern.walk(key, lambda: self._write(programs, plan))
-        sizes = [walk.rows.words.nbytes, walk.stages.words.nbytes, walk.scalars.nbytes, walk.scratch_bytes]
-        *firsts, end = accumulate(map(aligned, sizes), initial=0)
-        memory = self.backend.allocate(end)
-        at_rows, at_stages, at_scalars, at_scratch = (address(memory) + first for first in firsts)
-        pieces = [address(piece) for piece in (*self._pieces(), self._activations)]
-        starts = np.array([0, *pieces, at_scalars, at_scratch])
-        filled = np.zeros(firsts[-1] // 8, np.int64)
-        parts = [walk.rows.at(starts), walk.stages.at(starts), walk.scalars.view(np.int64)]
-        for place, part in zip(firsts, parts, strict=False):
-            filled[place // 8 : place // 8 + part.size] = part.ravel()
-        self.device.copy_in(memory[: filled.nbytes].view(np.int64), filled)
-        words, first = np.zeros(WORDS, np.int64), at_rows
+        memory = self.backend.allocate(walk.nbytes)
+        start = address(memory)
+        pieces = [first for first, _ in self._spans]
+        image = walk.image.at(np.array([0, *pieces, start + walk.scalars_at, start + walk.scratch_at]))
+        self.device.copy_in(memory[: image.nbytes].view(np.int64), image)
+        words, first = np.zeros(WORDS, np.int64), start
         for k, count in enumerate(walk.counts):
             words[2 * k : 2 * k + 2] = first, count
             first += 8 * ROW_WIDTH * count
-        control, n_stages = address(self.memory.arrays["control"]), len(walk.stages.words)
-        words[6:10] = control, at_stages, n_stages, steps
+        control = address(self.memory.arrays["control"])
+        words[6:10] = control, start + walk.stages_at, walk.stages, steps
         return Entry(words, walk.shared_bytes, walk.threads, walk.kernels, [memory])
 
     def _write(self, programs: tuple[Program | None, ...], plan: StepPlan | None) -> Walk:
@@ -165,26 +161,31 @@ class ResidentExecutor(DeviceExecutor):
             none = everything[0].activations
             moves_on = advance(CONTROL, self.memory, none, plan.batch.rows, plan.steps)
             steps[1:] = [[*program, moves_on] for program in steps[1:]]
-        scalars_at = accumulate((8 * MAX_SCALARS * len(program) for program in steps), initial=SCALARS_AT)
-        written = [encode_steps(p, at, SCRATCH_AT) for p, at in zip(steps, scalars_at, strict=False)]
+        at_scalars = accumulate((8 * MAX_SCALARS * len(program) for program in steps), initial=SCALARS_AT)
+        written = [encode_steps(p, at, SCRATCH_AT) for p, at in zip(steps, at_scalars, strict=False)]
         rows, scalars = (np.concatenate(parts) for parts in zip(*written, strict=True))
         scratch = max(map(scratch_bytes, steps))  # the programs take turns
-        spans = _spans([*self._pieces(), self._activations])
-        spans += [(SCALARS_AT, scalars.nbytes), (SCRATCH_AT, scratch)]
+        spans = [*self._spans, (SCALARS_AT, scalars.nbytes), (SCRATCH_AT, scratch)]
         # a user sets or reads intermediate tensors of a program that runs by itself
         activations = 0 if plan is not None else COPY_IN | COPY_OUT
         needed = self._needed(spans[-2:], activations)
         threads, limit = self._room(aligned(rows.nbytes), needed)
         stages, end = _stages([*needed, *self._wanted()], aligned(rows.nbytes), limit)
+        words, are_addresses, places = _one_behind_the_other(
+            (rows, ADDRESSES_OF_ROWS), (stages, ADDRESSES_OF_STAGES), (scalars.view(np.int64), False)
+        )
+        _, stages_at, scalars_at, scratch_at = places
         return Walk(
-            Movable.of(rows, ADDRESSES_OF_ROWS, spans),
-            tuple(map(len, steps)),
-            Movable.of(stages, ADDRESSES_OF_STAGES, spans),
-            scalars,
-            scratch,
-            end,
-            threads,
-            self.kernels(everything[0].program.dtype),
+            image=Movable.of(words, are_addresses, spans),
+            counts=tuple(map(len, steps)),
+            stages=len(stages),
+            stages_at=stages_at,
+            scalars_at=scalars_at,
+            scratch_at=scratch_at,
+            nbytes=scratch_at + scratch,
+            shared_bytes=end,
+            threads=threads,
+            kernels=self.kernels(everything[0].program.dtype),
         )
 
     def _room(self, rows_bytes: int, needed: Sequence[Candidate]) -> tuple[int, int]:
@@ -275,9 +276,23 @@ def _stages(candidates: Iterable[Candidate], first: int, limit: int) -> tuple[np
     return np.array(stages, dtype=np.int64).reshape(-1, 4), end
 
 
+def _one_behind_the_other(*parts: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return parts as they lie in memory, each at an aligned place.
+
+    Args:
+        parts: words, and which of them are addresses, broadcast to their shape.
+
+    Returns:
+        all words, (n,); which of them are addresses, (n,); the bytes before each part, and last before what comes
+        behind them.
+    """
+    places = list(accumulate((aligned(words.nbytes) for words, _ in parts), initial=0))
+    whole, are_addresses = np.zeros(places[-1] // 8, np.int64), np.zeros(places[-1] // 8, bool)
+    for place, (words, which) in zip(places, parts, strict=False):
+        span = slice(place // 8, place // 8 + words.size)
+        whole[span], are_addresses[span] = words.ravel(), np.broadcast_to(which, words.shape).ravel()
+    return whole, are_addresses, places
+
+
 def _span(array: Any) -> Span:
     return address(array), array.nbytes
-
-
-def _spans(arrays: Iterable[Any]) -> list[Span]:
-    return [_span(array) for array in arrays]

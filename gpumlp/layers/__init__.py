@@ -71,6 +71,11 @@ LAYERS: dict[str, Callable[..., Layer]] = {
 _NAMES = {cls: name for name, cls in reversed(LAYERS.items())}
 
 
+def is_shipped(layer: Layer) -> bool:
+    """Whether a layer is one of the library's, and not of a class of a user's own."""
+    return type(layer) in _NAMES
+
+
 def layer_to_dict(layer: Layer) -> dict[str, Any]:
     """Return ``{"name": ..., **settings}`` of a shipped layer whose settings are its attributes.
 

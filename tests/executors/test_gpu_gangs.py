@@ -207,7 +207,7 @@ def test_the_executor_of_a_network_does_not_depend_on_how_far_the_others_of_the_
     for seat in seats[1:]:
         seat.leave()
     trainer = gm.Trainer(gm.mlp((5, 8, 3), device="stand-in"), loss="cross_entropy")
-    for shared, name in ((Shared({}, seats[0]), "resident"), (None, "graph")):
+    for shared, name in ((Shared(seat=seats[0]), "resident"), (None, "graph")):
         trainer.shared = shared
         trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
         assert trainer.trained_on == name

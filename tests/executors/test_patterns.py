@@ -1,5 +1,6 @@
 """What networks that are alike share on the resident kernel: rows written once, and put to any memory."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,11 @@ def test_equal_programs_over_equal_memories_are_lowered_once():
         return program
 
     first = patterns.find("a layout", programs(), lower)
-    assert patterns.find("a layout", programs(), lower) is first
+    for equal in (
+        programs(),
+        copy.deepcopy(programs()),
+    ):  # the same ones, and as a user's own class writes them
+        assert patterns.find("a layout", equal, lower) is first
     assert len(lowered) == 3
     others: list[tuple[Any, tuple[Program, ...]]] = [
         ("another", programs()),

@@ -1,10 +1,7 @@
-"""Workers: how many, and what happens where programs, processes and threads of the user meet."""
+"""Workers: how many, and what happens where programs and threads of the user meet."""
 
 import functools
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +16,7 @@ from gpumlp.executors.compiled import CompiledExecutor
 from gpumlp.executors.workers import WORK_FOR_ANOTHER_WORKER, Pace, default_workers, multiply_adds
 from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SLOT, STEP, UPDATE
 from gpumlp.program import RING, Builder, Operand
-
-X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
-Y = (X[:, :1] * X[:, 1:2]).astype(np.float32)
+from tests.executors.small_trainings import X, Y, fit, weights
 
 
 def product(rows, inner, columns, transpose_a=False, transpose_b=False, times=1):
@@ -78,19 +73,6 @@ def test_programs_of_one_training_take_the_number_of_the_largest(training_step, 
     step = training_step(network, "mse", x, x[:, :1], batch_rows=1000, executor=CompiledExecutor)
     assert step.executor.workers == 4  # the last batch of 100 rows alone would take 1
     assert step.run(4) == 4
-
-
-def fit(seed, threads, epochs=8, **settings):
-    network = gm.Sequential(
-        *(gm.Linear(8, 40), gm.BatchNorm1d(40), gm.ReLU(), gm.Dropout(0.2), gm.Linear(40, 1)), device="cpu"
-    )
-    trainer = gm.Trainer(network, loss="mse", optimizer="adam", seed=seed, threads=threads)
-    trainer.fit(X, Y, epochs=epochs, batch_size=32, progress=False, **settings)
-    return trainer
-
-
-def weights(trainer):
-    return np.concatenate([np.ravel(v) for v in trainer.network.state_dict().values()])
 
 
 def test_trainings_at_once_each_give_the_bits_that_they_give_alone():
@@ -202,115 +184,7 @@ def test_workers_that_wait_for_one_that_never_comes_are_let_go(training_step):
     assert step.run(5) == 5
 
 
-# --- other processes ----------------------------------------------------------------------------------------------
-
-COMMON = """
-import numpy as np, gpumlp as gm, sys
-X = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
-def fit(seed, threads, epochs=8):
-    network = gm.Sequential(gm.Linear(8, 40), gm.BatchNorm1d(40), gm.ReLU(), gm.Dropout(0.2), gm.Linear(40, 1),
-                            device="cpu")
-    trainer = gm.Trainer(network, loss="mse", optimizer="adam", seed=seed, threads=threads)
-    trainer.fit(X, (X[:, :1] * X[:, 1:2]).astype(np.float32), epochs=epochs, batch_size=32, progress=False)
-    return trainer
-def bits(seed, threads):
-    state = fit(seed, threads).network.state_dict()
-    return b"".join(np.ascontiguousarray(v).tobytes() for v in state.values()).hex()
-"""
-
-
-def script(tmp_path, text, name="script.py", args=(), timeout=120):
-    path = tmp_path / name
-    path.write_text(COMMON + textwrap.dedent(text))
-    return subprocess.run(
-        [sys.executable, *args, str(path)], capture_output=True, text=True, timeout=timeout, cwd=tmp_path
-    )
-
-
-def test_children_of_fork_and_of_spawn_train_with_the_bits_of_their_parent(tmp_path):
-    methods = ["spawn", *(["fork"] if hasattr(os, "fork") else [])]
-    result = script(
-        tmp_path,
-        f"""
-        import multiprocessing, warnings
-        if __name__ == "__main__":
-            # Python 3.12 warns of any thread at a fork; libraries of NumPy and SciPy have some
-            warnings.simplefilter("ignore", DeprecationWarning)
-            wanted = bits(3, 2)
-            for method in {methods}:
-                with multiprocessing.get_context(method).Pool(2) as pool:
-                    found = pool.starmap(bits, [(3, 1), (3, 2), (3, 3)])
-                assert found == [wanted] * 3, method
-            assert bits(3, 2) == wanted
-            print("all equal")
-        """,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "all equal\n"
-
-
-def test_trainings_run_under_xdist(tmp_path):
-    """Two worker processes, each with threads of its own."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    wanted = fit(3, 2)
-    np.save(tmp_path / "wanted.npy", weights(wanted))
-    result = script(
-        tmp_path,
-        """
-        import pytest
-        @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-        def test_fit(threads):
-            state = fit(3, threads).network.state_dict()
-            found = np.concatenate([np.ravel(v) for v in state.values()])
-            np.testing.assert_array_equal(found, np.load("wanted.npy"))
-        """,
-        "test_under_xdist.py",
-        ("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"),
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 passed" in result.stdout
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-@pytest.mark.parametrize(
-    ("threads", "hidden", "batch", "seconds"), [(1, [64, 64], 4, 1), (2, [256, 256], 64, 1)]
-)
-def test_ctrl_c_ends_a_long_epoch_and_keeps_what_was_trained(tmp_path, threads, hidden, batch, seconds):
-    """After the block at hand, of 0.1 s at most; the rest is for a machine where others hold the processors."""
-    result = script(
-        tmp_path,
-        f"""
-        import os, signal, threading, time
-        fit(0, {threads})  # compiled code is loaded
-        X = np.random.default_rng(0).normal(size=(2_000_000, 8)).astype(np.float32)
-        sent = []
-        def press():
-            sent.append(time.perf_counter())
-            os.kill(os.getpid(), signal.SIGINT)
-        network = gm.mlp([8, *{hidden}, 1], device="cpu", seed=1)
-        before = network.state_dict()
-        before = {{k: np.array(v) for k, v in before.items()}}
-        trainer = gm.Trainer(network, loss="mse", threads={threads})
-        y = X[:, :1].copy()
-        timer = threading.Timer(1.0, press)
-        timer.start()
-        try:
-            trainer.fit(X, y, epochs=1000, batch_size={batch}, progress=False)
-        except KeyboardInterrupt:
-            took = time.perf_counter() - sent[0]
-        assert took < {seconds}, took
-        after = network.state_dict()
-        assert any((np.array(after[k]) != before[k]).any() for k in before)
-        assert all(np.isfinite(np.array(v)).all() for v in after.values())
-        history = trainer.history
-        assert history.stopped == "interrupted"
-        steps = history.steps
-        assert 0 < steps < 2_000_000 // {batch}, steps  # within the first epoch
-        print("stopped after", steps)
-        """,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("stopped after")
+# --- the pace ---------------------------------------------------------------------------------------------------
 
 
 def test_a_pace_goes_over_to_one_worker_where_several_are_slower_and_back_again():
