@@ -163,9 +163,9 @@ def _table() -> dict[str, Operation]:
 def _at_once(name: str) -> int:
     """Blocks on a multiprocessor where an operation waits for memory, and wants many warps.
 
-    Sums want registers, and so does the slope of mish.
+    Sums want registers, and so does the slope of mish. Updates with many operands have as many as four blocks allow.
     """
-    if name in LONG_ROWS:
+    if name in LONG_ROWS or name.startswith(("adam", "rmsprop")):
         return 4
     if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "matmul_pair", "narrow_mish_grad"):
         return 2
