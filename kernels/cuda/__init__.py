@@ -57,6 +57,7 @@ FILES = (
     "activations",
     "batches",
     "losses",
+    "row_losses",
     "normalisation",
     "optimizers",
     "tiles",
@@ -74,8 +75,10 @@ OPTIONS = ("-std=c++17", "-fmad=false")
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
+LONG_ROW = 2048  # columns from which a whole block takes a row, where an operation knows how to
 ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
 NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
+THREADS_HELD = 2048  # by a multiprocessor at a time, at most
 THREADS = 256  # of a block, where an operation is a kernel of its own
 RESIDENT_THREADS = 256  # of a block of the resident kernel, at most
 NEIGHBOUR_THREADS = 128  # of one that leaves half of its multiprocessor, registers too, to another
@@ -85,6 +88,10 @@ MAX_SCALARS = 8  # of an operation
 COPY_IN, COPY_OUT = 1, 2  # flags of a `Stage` of the resident kernel
 MOST_ELEMENTS = 1 << 30  # of an operand, counted by 32-bit numbers with room for a step of a grid beyond
 SCRATCH_BYTES = 8192  # static shared memory of every kernel: a double for each of 1024 threads
+
+
+LONG_ROWS = frozenset(["softmax_cross_entropy_labels", "softmax_cross_entropy", "kl_divergence_logits"])
+"""Operations of which a whole block takes a row of `LONG_ROW` columns or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +176,10 @@ def _table() -> dict[str, Operation]:
 def _at_once(name: str) -> int:
     """Blocks on a multiprocessor where an operation waits for memory, and wants many warps.
 
-    Sums want registers, and so does the slope of mish.
+    Sums want registers, and so does the slope of mish. Updates with many operands have as many as four blocks allow.
     """
+    if name in LONG_ROWS or name.startswith(("adam", "rmsprop")):
+        return 4
     if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "matmul_pair", "narrow_mish_grad"):
         return 2
     return 3 if name.startswith("narrow_") else 0
@@ -199,6 +208,10 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
             wanted = -(-rows * columns // (PACK * threads))
         case "rows":
             wanted = -(-rows * lanes(-(-columns // ROW_EACH)) // threads)
+            if (
+                columns >= LONG_ROW and operation.name in LONG_ROWS
+            ):  # as many as run at once: none begins late
+                wanted = min(rows, most * operation.at_once * THREADS // THREADS_HELD)
         case "columns":
             wanted = -(-columns // lanes(columns))
         case "tiles":
@@ -260,6 +273,7 @@ def constants(dtype: str, large: bool) -> str:
         "MIXED": int(mixed),
         "TILE": TILE,
         "WARP": WARP,
+        "LONG_ROW": LONG_ROW,
         "ROW_EACH": ROW_EACH,
         "NARROW": NARROW,
         "NARROW_ROWS": NARROW_ROWS,

@@ -52,6 +52,14 @@ __device__ __forceinline__ Matrix<T> matrix(const Row& row, int k) {
           MIXED && (row.flags >> k & 1)};
 }
 
+// Of an operand that is never bfloat16: nothing asks for its flag.
+template <typename T>
+__device__ __forceinline__ Matrix<T> float_matrix(const Row& row, int k) {
+  Matrix<T> m = matrix<T>(row, k);
+  m.half = false;
+  return m;
+}
+
 // A vector as a matrix of which every row is that vector.
 template <typename T>
 __device__ __forceinline__ Matrix<T> on_every_row(const Row& row, int k, Index rows) {
@@ -96,6 +104,18 @@ __device__ __forceinline__ T add_product(T c, T a, T b) {
 }
 #endif
 
+// exp of a number that is not above 0: three instructions, to 2^-22 of itself; what is below 2^-126 is 0.
+__device__ __forceinline__ float exp_below(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.442695041f));  // 1 / ln 2
+  return y;
+#else
+  return expf(x);
+#endif
+}
+__device__ __forceinline__ double exp_below(double x) { return exp(x); }
+
 // a / b for b within 2^126 of 1, to two units in the last place and without the branch of an exact quotient.
 __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 __device__ __forceinline__ double quotient(double a, double b) { return a / b; }
@@ -111,6 +131,10 @@ template <typename T>
 __device__ __forceinline__ T smaller(T a, T b) {
   return a <= b || a != a ? a : b;
 }
+
+// The largest of two; a number where one of them is NaN.
+__device__ __forceinline__ float largest_number(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double largest_number(double a, double b) { return fmax(a, b); }
 
 // Neither NaN nor infinite: such a number times 0 is NaN.
 template <typename T>

@@ -24,20 +24,28 @@ __device__ __forceinline__ void put_loss(long long* control, double* ring, doubl
 }
 
 // The rows of a loss: calls body(i, lane, lanes, columns, scale) -> the row's loss, a part of it in each lane; `scale`
-// is what a gradient is multiplied by.
-template <typename T, typename Body>
-__device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body body) {
+// is what a gradient is multiplied by. Rows of LONG_ROW columns and more go to whole blocks, where a loss knows how:
+// long_body(i, next, scale) -> the same, a part in each thread; `next` is the block's next row, which may not exist.
+template <typename T, typename Body, typename LongBody>
+__device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body body, LongBody long_body) {
   const Index rows = (Index)row.operands[1].rows, columns = (Index)row.operands[1].columns;
   const T* weight = vector<T>(row, 3);
   double* scratch = reinterpret_cast<double*>(row.scratch);
   const double divisor = loss_divisor(row.scalars[0] != 0, weight ? scratch[0] : (double)rows);
   const T even = T(1) / T(divisor);  // a quotient of doubles is long
   double part = 0;
-  for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
-    const double w = weight ? (double)weight[i] : 1.0;
-    const double loss = row_sum(body(i, lane, lanes, here, weight ? T(w / divisor) : even), lanes);
-    if (lane == 0 && here) part += w * loss;
-  });
+  if (LongBody::LONG && columns >= LONG_ROW) {
+    for (Index i = block.index; i < rows; i += block.count) {
+      const double w = weight ? (double)weight[i] : 1.0;
+      part += w * long_body(i, i + block.count, weight ? T(w / divisor) : even);
+    }
+  } else {
+    for_each_row(rows, columns, block, [&](Index i, int lane, int lanes, Index here) {
+      const double w = weight ? (double)weight[i] : 1.0;
+      const double loss = row_sum(body(i, lane, lanes, here, weight ? T(w / divisor) : even), lanes);
+      if (lane == 0 && here) part += w * loss;
+    });
+  }
   part = block_total(part);
   if (threadIdx.x != 0) return;
   scratch[2 + block.index] = part;
@@ -45,6 +53,18 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
   if (block.count == 1)
     put_loss(vector<long long>(row, 0), vector<double>(row, 4), part, row.scalars[0] != 0,
              weight ? scratch[0] : (double)row.operands[1].rows);
+}
+
+struct NoLongRows {
+  static constexpr bool LONG = false;
+  template <typename T>
+  __device__ double operator()(Index, Index, T) const {
+    return 0;
+  }
+};
+template <typename T, typename Body>
+__device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body body) {
+  for_each_loss<T>(row, block, body, NoLongRows());
 }
 
 // scratch[0] = the sum of the weights: operand weight.
@@ -164,123 +184,3 @@ PER_OUTPUT_LOSS(huber, Huber)
 PER_OUTPUT_LOSS(binary_cross_entropy_logits, LogitsCrossEntropy)
 PER_OUTPUT_LOSS(binary_cross_entropy, ProbabilityCrossEntropy)
 #undef PER_OUTPUT_LOSS
-
-// --- losses of a row ----------------------------------------------------------------------------------------------
-
-// t log p, with 0 log 0 = 0; NaN on either side stays NaN.
-template <typename T>
-__device__ __forceinline__ T product_with_log(T t, T log_p) {
-  return t == T(0) && log_p < T(0) && !is_finite(log_p) ? T(0) : t * log_p;
-}
-
-// t log t, with 0 log 0 = 0.
-template <typename T>
-__device__ __forceinline__ T entropy_term(T t) {
-  return t == T(0) ? T(0) : t * log_of(t);
-}
-
-// The target of row i; `only` is the class that has all of it, or -1.
-template <typename T>
-struct LabelTarget {  // a label that is no class has none
-  long long only;
-  __device__ LabelTarget(const Row& row, Index i) : only(vector<long long>(row, 2)[i]) {}
-  __device__ T at(Index j) const { return only == j ? T(1) : T(0); }
-};
-
-template <typename T>
-struct SoftTarget {
-  const T* shares;
-  static constexpr long long only = -1;
-  __device__ SoftTarget(const Row& row, Index i) : shares(matrix<T>(row, 2).at(i, 0)) {}
-  __device__ T at(Index j) const { return shares[j]; }
-};
-
-// Cross-entropy and divergence on logits; scalars mean, smoothing, log(clip) or -infinity, whether t log t is added.
-template <typename T, typename Target>
-__device__ void softmax_loss(const Row& row, Block block) {
-  const Matrix<T> output = matrix<T>(row, 1), grad = matrix<T>(row, 5);
-  const T smoothing = T(row.scalars[1]), floor = T(row.scalars[2]), spread = smoothing / T(output.columns);
-  const bool with_entropy = row.scalars[3] != 0;
-  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
-    const Target target(row, i);
-    const auto share = [&](Index j) { return (T(1) - smoothing) * target.at(j) + spread; };
-    const T* x = output.at(i, 0);
-    T largest;
-    const T sum = sum_of_exponentials(x, columns, lane, lanes, largest), log_sum = log_of(sum);
-    const auto log_p = [&](Index j) { return larger((x[j] - largest) - log_sum, floor); };
-    double loss = 0;
-    T mass = T(0);  // targets may sum to something other than 1: the derivative then scales softmax by that sum
-    if (target.only >= 0 && smoothing == T(0)) {  // the other classes have no part in it
-      if (target.only < columns && lane == 0) mass = T(1), loss = -(double)log_p((Index)target.only);
-    } else {
-      for (Index j = lane; j < columns; j += lanes) {
-        const T t = share(j);
-        mass += t;
-        loss -= (double)product_with_log(t, log_p(j));
-        if (with_entropy) loss += (double)entropy_term(t);
-      }
-    }
-    mass = row_sum(mass, lanes);
-    if (grad)
-      along_row<2>(lane, lanes, columns, [&](Index j) { return x[j]; }, [&](Index j, T v) {
-        set_element(grad, i, j, (exp_of((v - largest) - log_sum) * mass - share(j)) * scale);
-      });
-    return loss;
-  });
-}
-
-template <typename T>
-__device__ void softmax_cross_entropy_labels(const Row& row, Block block) {
-  softmax_loss<T, LabelTarget<T>>(row, block);
-}
-template <typename T>
-__device__ void softmax_cross_entropy(const Row& row, Block block) {
-  softmax_loss<T, SoftTarget<T>>(row, block);
-}
-template <typename T>
-__device__ void kl_divergence_logits(const Row& row, Block block) {
-  softmax_loss<T, SoftTarget<T>>(row, block);
-}
-
-// On probabilities, clipped from below; scalars mean, clip.
-template <typename T>
-__device__ void kl_divergence(const Row& row, Block block) {
-  const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
-  const T clip = T(row.scalars[1]);
-  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
-    double loss = 0;
-    for (Index j = lane; j < columns; j += lanes) {
-      const T t = *target.at(i, j), p = larger(*output.at(i, j), clip);
-      loss += (double)(entropy_term(t) - product_with_log(t, log_of(p)));
-      // where both are 0 the term is 0 whatever p is, and so is its slope
-      if (grad) set_element(grad, i, j, t == T(0) && p == T(0) ? T(0) : -t / p * scale);
-    }
-    return loss;
-  });
-}
-
-// Squared error between softmax(output) and target, the mean over the outputs.
-template <typename T>
-__device__ void softmax_mse(const Row& row, Block block) {
-  const Matrix<T> output = matrix<T>(row, 1), target = matrix<T>(row, 2), grad = matrix<T>(row, 5);
-  const double outputs = (double)output.columns;
-  const T share = T(2.0 / outputs);
-  for_each_loss<T>(row, block, [&](Index i, int lane, int lanes, Index columns, T scale) {
-    const T* x = output.at(i, 0);
-    T largest, inner = T(0);
-    const T sum = sum_of_exponentials(x, columns, lane, lanes, largest);
-    double loss = 0;
-    for (Index j = lane; j < columns; j += lanes) {
-      const T p = exp_of(x[j] - largest) / sum, e = p - *target.at(i, j);
-      loss += (double)(e * e);
-      inner += e * p;
-    }
-    inner = row_sum(inner, lanes);
-    if (grad)
-      for (Index j = lane; j < columns; j += lanes) {
-        const T p = exp_of(x[j] - largest) / sum;
-        set_element(grad, i, j, p * (p - *target.at(i, j) - inner) * share * scale);
-      }
-    return loss / outputs;
-  });
-}

@@ -2,15 +2,27 @@
 
 __device__ __forceinline__ bool flagged(const long long* control) { return control[BAD_STEP] >= 0; }
 
+// Of the arenas; they are never bfloat16, and a copy of the parameters always is where anything may be.
+template <typename T>
+__device__ __forceinline__ Matrix<T> range(const Row& row, int k) {
+  return float_matrix<T>(row, k);
+}
+template <typename T>
+__device__ __forceinline__ Matrix<T> copy_of(const Row& row, int k) {
+  Matrix<T> m = matrix<T>(row, k);
+  m.half = MIXED;
+  return m;
+}
+
 // BAD_STEP = STEP if a gradient, or its square, is not finite: operands gradients, control; scalar squared. All
 // threads that see one write the same.
 template <typename T>
 __device__ void check_gradients(const Row& row, Block block) {
   long long* control = vector<long long>(row, 1);
   const bool squared = row.scalars[0] != 0;
-  const Matrix<T> operands[] = {matrix<T>(row, 0)};
+  const Matrix<T> operands[] = {range<T>(row, 0)};
   T extreme = T(0);  // 0 times a number is 0, or NaN where it is not finite
-  elementwise_flat<1, 0>(operands, block, [&](T(&v)[1]) { extreme += (squared ? v[0] * v[0] : v[0]) * T(0); });
+  elementwise_flat<1, 1, 0>(operands, block, [&](T(&v)[1]) { extreme += (squared ? v[0] * v[0] : v[0]) * T(0); });
   if (extreme != extreme && !flagged(control)) control[BAD_STEP] = control[STEP];
 }
 
@@ -18,17 +30,17 @@ __device__ void check_gradients(const Row& row, Block block) {
 template <typename T>
 __device__ void clip_by_value(const Row& row, Block block) {
   const T limit = T(row.scalars[0]);
-  const Matrix<T> operands[] = {matrix<T>(row, 0)};
-  elementwise_flat<1, 1>(operands, block,
-                    [&](T(&v)[1]) { v[0] = v[0] > limit ? limit : (v[0] < -limit ? -limit : v[0]); });
+  const Matrix<T> operands[] = {range<T>(row, 0)};
+  elementwise_flat<1, 1, 1>(operands, block,
+                            [&](T(&v)[1]) { v[0] = v[0] > limit ? limit : (v[0] < -limit ? -limit : v[0]); });
 }
 
 // scratch[block] = this block's part of the sum of squares: operand gradients.
 template <typename T>
 __device__ void sum_squares(const Row& row, Block block) {
-  const Matrix<T> operands[] = {matrix<T>(row, 0)};
+  const Matrix<T> operands[] = {range<T>(row, 0)};
   double sum = 0;
-  elementwise_flat<1, 0>(operands, block, [&](T(&v)[1]) { sum += (double)v[0] * (double)v[0]; });
+  elementwise_flat<1, 1, 0>(operands, block, [&](T(&v)[1]) { sum += (double)v[0] * (double)v[0]; });
   sum = block_total(sum);
   if (threadIdx.x == 0) reinterpret_cast<double*>(row.scratch)[block.index] = sum;
 }
@@ -44,8 +56,8 @@ __device__ void clip_by_norm(const Row& row, Block block) {
   const double scale = row.scalars[0] / (sqrt(block_total(sum)) + 1e-6);
   if (scale >= 1.0) return;  // NaN goes on, and makes all NaN
   const T factor = T(scale);
-  const Matrix<T> operands[] = {matrix<T>(row, 0)};
-  elementwise_flat<1, 1>(operands, block, [&](T(&v)[1]) { v[0] *= factor; });
+  const Matrix<T> operands[] = {range<T>(row, 0)};
+  elementwise_flat<1, 1, 1>(operands, block, [&](T(&v)[1]) { v[0] *= factor; });
 }
 
 // --- update rules: operands control, rates, gradients, parameters, slots; scalars weight_decay, the rule's own -----
@@ -59,8 +71,8 @@ template <typename T>
 __device__ __forceinline__ void update_sgd(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), copy};
-  elementwise_flat<3, 6>(operands, block, [&](T(&v)[3]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), copy};
+  elementwise_flat<2, 3, 6>(operands, block, [&](T(&v)[3]) {
     v[1] -= lr * (v[0] + decay * v[1]);
     v[2] = v[1];
   });
@@ -74,8 +86,8 @@ __device__ __forceinline__ void update_momentum(const Row& row, Block block, Mat
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]);
   const T taken = control[UPDATE] == 0 ? T(1) : T(1.0 - row.scalars[2]);
   const bool nesterov = row.scalars[3] != 0;
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
-  elementwise_flat<7, 14>(operands, block, [&](T(&v)[4]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), copy};
+  elementwise_flat<3, 7, 14>(operands, block, [&](T(&v)[4]) {
     const T g = v[0] + decay * v[1];
     v[2] = mu * v[2] + taken * g;
     v[1] -= lr * (nesterov ? g + mu * v[2] : v[2]);
@@ -89,8 +101,8 @@ __device__ __forceinline__ void update_momentum_keras(const Row& row, Block bloc
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]);
   const bool nesterov = row.scalars[2] != 0;
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
-  elementwise_flat<7, 14>(operands, block, [&](T(&v)[4]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), copy};
+  elementwise_flat<3, 7, 14>(operands, block, [&](T(&v)[4]) {
     const T step = lr * (v[0] + decay * v[1]);
     v[2] = mu * v[2] - step;
     v[1] += nesterov ? mu * v[2] - step : v[2];
@@ -103,8 +115,8 @@ template <typename T>
 __device__ __forceinline__ void update_momentum_average(const Row& row, Block block, Matrix<T> copy) {
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), mu = T(row.scalars[1]), rest = T(1.0 - row.scalars[1]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
-  elementwise_flat<7, 14>(operands, block, [&](T(&v)[4]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), copy};
+  elementwise_flat<3, 7, 14>(operands, block, [&](T(&v)[4]) {
     v[2] = mu * v[2] + rest * (v[0] + decay * v[1]);
     v[1] -= lr * v[2];
     v[3] = v[1];
@@ -118,8 +130,8 @@ __device__ __forceinline__ void update_adagrad(const Row& row, Block block, Matr
   if (flagged(control)) return;
   const T lr = T(rate_of(row) / (1.0 + (double)control[UPDATE] * row.scalars[1]));
   const T decay = T(row.scalars[0]), eps = T(row.scalars[2]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), copy};
-  elementwise_flat<7, 14>(operands, block, [&](T(&v)[4]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), copy};
+  elementwise_flat<3, 7, 14>(operands, block, [&](T(&v)[4]) {
     const T g = v[0] + decay * v[1];
     v[2] += g * g;
     v[1] -= lr * (g / (root(v[2]) + eps));
@@ -133,10 +145,10 @@ __device__ __forceinline__ void update_rmsprop(const Row& row, Block block, Matr
   if (flagged(vector<long long>(row, 0))) return;
   const T lr = T(rate_of(row)), decay = T(row.scalars[0]), alpha = T(row.scalars[1]), rest = T(1.0 - row.scalars[1]);
   const T eps = T(row.scalars[2]), mu = T(row.scalars[3]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), matrix<T>(row, 5),
-                                matrix<T>(row, 6), copy};
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), range<T>(row, 5),
+                                range<T>(row, 6), copy};
   const bool centred = (bool)operands[3];
-  elementwise_flat<31, 62>(operands, block, [&](T(&v)[6]) {
+  elementwise_flat<3, 31, 62>(operands, block, [&](T(&v)[6]) {
     const T g = v[0] + decay * v[1];
     v[2] = alpha * v[2] + rest * g * g;
     T spread = v[2];
@@ -168,8 +180,8 @@ __device__ __forceinline__ void update_adam(const Row& row, Block block, Matrix<
   const T scale = T(corrections[0]), correction = T(corrections[1]);
   const T kept = decoupled ? T(1.0 - rate * row.scalars[0]) : T(1), decay = decoupled ? T(0) : T(row.scalars[0]);
   const T square_kept = T(beta2), rest1 = T(1.0 - beta1), rest2 = T(1.0 - beta2), eps = T(row.scalars[3]);
-  const Matrix<T> operands[] = {matrix<T>(row, 2), matrix<T>(row, 3), matrix<T>(row, 4), matrix<T>(row, 5), copy};
-  elementwise_flat<15, 30>(operands, block, [&](T(&v)[5]) {
+  const Matrix<T> operands[] = {range<T>(row, 2), range<T>(row, 3), range<T>(row, 4), range<T>(row, 5), copy};
+  elementwise_flat<4, 15, 30>(operands, block, [&](T(&v)[5]) {
     const T g = v[0] + decay * v[1];
     v[2] += rest1 * (g - v[2]);
     v[3] = square_kept * v[3] + rest2 * g * g;
@@ -185,7 +197,7 @@ __device__ __forceinline__ void update_adam(const Row& row, Block block, Matrix<
   }                                                                  \
   template <typename T>                                              \
   __device__ void name##_cast(const Row& row, Block block) {         \
-    update_##name<T>(row, block, matrix<T>(row, operands));          \
+    update_##name<T>(row, block, copy_of<T>(row, operands));         \
   }
 
 UPDATE_RULE(sgd, 4)

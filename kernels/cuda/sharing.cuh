@@ -99,21 +99,22 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
                  [&](Index i, Index j) { apply<1, 1, 0, READ, WRITTEN>(operands, f, i, done + j, 0, 0); });
 }
 
-// The same for operands of one row each, as the arenas are, of which the first two are there: a loop has fewer
-// instructions, and two packs are under way at a time where there are registers for them.
-template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
+// The same for operands of one row each, as the arenas are, of which the first PRESENT are there: a loop has fewer
+// instructions, and two packs are under way at a time. They are of four where some are bfloat16 too: with packs of eight
+// floats a thread, each store of a warp would be of every other 16 bytes, half of each sector of memory.
+template <int PRESENT, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COUNT], Block block, F f) {
-  constexpr int AT_ONCE = PACK == 4 ? 2 : 1;
+  constexpr int WIDTH = 4, AT_ONCE = 2;
   bool wide = true;
 #pragma unroll
-  for (int k = 0; k < COUNT; k++) wide = wide && ((k >= 2 && !operands[k]) || aligned<PACK>(operands[k], true));
-  const Index columns = operands[0].columns, done = wide ? columns / PACK * PACK : 0;
+  for (int k = 0; k < COUNT; k++) wide = wide && ((k >= PRESENT && !operands[k]) || aligned<WIDTH>(operands[k], true));
+  const Index columns = operands[0].columns, done = wide ? columns / WIDTH * WIDTH : 0;
   const Index start = (Index)block.index * blockDim.x + threadIdx.x, step = (Index)block.count * blockDim.x;
 #pragma unroll 1
-  for (Index j = start * PACK; j < done; j += AT_ONCE * PACK * step)
-    apply<PACK, AT_ONCE, 2, READ, WRITTEN>(operands, f, 0, j, PACK * step, done);
+  for (Index j = start * WIDTH; j < done; j += AT_ONCE * WIDTH * step)
+    apply<WIDTH, AT_ONCE, PRESENT, READ, WRITTEN>(operands, f, 0, j, WIDTH * step, done);
 #pragma unroll 1
-  for (Index j = done + start; j < columns; j += step) apply<1, 1, 2, READ, WRITTEN>(operands, f, 0, j, 0, 0);
+  for (Index j = done + start; j < columns; j += step) apply<1, 1, PRESENT, READ, WRITTEN>(operands, f, 0, j, 0, 0);
 }
 
 // --- a block's share of rows -------------------------------------------------------------------------------------
