@@ -17,6 +17,7 @@ from ..kernels import CONTROL_SIZE
 from ..kernels.cuda.device import Kernels
 from ..program import RING
 from .crew import Crew
+from .tailoring import Tailor
 
 LAUNCH_SECONDS = 0.04
 """Aimed length of a launch, so that Ctrl-C is answered between two."""
@@ -27,18 +28,19 @@ FIRST_STEPS = 64
 TOGETHER_SECONDS = 1.0
 """Work of the GPU after which a block of many networks ends: what Python does between two is done for each of them."""
 
-WORDS = 11
-"""Int64 that tell the kernel of a network: `Network` in walker.cuh."""
+WORDS = 12
+"""Int64 that tell the kernel of a network: `Network` in network.cuh."""
 
 
 @dataclass
 class Entry:
-    """A network as the kernel takes it, compiled for it, and what it points at."""
+    """A network as the kernel takes it, compiled for it, who makes it one of its own, and what it points at."""
 
     words: np.ndarray
     shared_bytes: int
     threads: int
     kernels: Kernels
+    tailor: Tailor | None
     keep: list[Any]
 
     @property
@@ -219,7 +221,11 @@ class Gang:
         shared_bytes = max(request.entry.shared_bytes for request in requests)
         networks = self._tables.networks[: len(requests)]
         first = requests[0].entry
-        launch = first.kernels.launch_resident(networks, len(requests), first.threads, shared_bytes)
+        # networks of several kinds have the general kernel in common
+        alike = all(request.entry.tailor is first.tailor for request in requests)
+        tailor = first.tailor if alike else None
+        kernels = (tailor and tailor.kernels()) or first.kernels
+        launch = kernels.launch_resident(networks, len(requests), first.threads, shared_bytes)
         pace = self._paces.get(first.kind, FIRST_STEPS)
         while left.any() and time_left > 0:
             words[:, -1] = np.minimum(left, pace)
@@ -231,6 +237,8 @@ class Gang:
             seconds, steps = time.perf_counter() - start, int(words[:, -1].max())
             left -= words[:, -1]
             time_left -= seconds
+            if tailor is not None:
+                tailor.worked(seconds)
             pace = max(1, min(2 * steps, int(steps * LAUNCH_SECONDS / max(seconds, 1e-9))))
         self._paces[first.kind] = pace
         return int((wanted - left).max())

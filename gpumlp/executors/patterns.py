@@ -10,11 +10,15 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..kernels.cuda.device import Kernels
 from ..program import Program, activation_bytes
+
+if TYPE_CHECKING:
+    from .tailoring import Tailor
 
 Span = tuple[int, int]
 """Where a piece of memory begins, and its bytes."""
@@ -71,26 +75,32 @@ class Walk:
 
     Attributes:
         image: what lies in the network's own memory from its start on: rows of all programs one behind the other,
-            stages (what lies in shared memory, see walker.cuh), scalars of the rows.
+            stages (what lies in shared memory, see network.cuh), scalars of the rows, where each piece of memory is.
         counts: rows of each program.
         stages: how many.
-        stages_at, scalars_at, scratch_at: bytes of that memory before stages, scalars and working memory.
+        pieces: how many, and one more.
+        stages_at, scalars_at, pieces_at, scratch_at: bytes of that memory before stages, scalars, table of pieces and
+            working memory.
         nbytes: of all of it.
         shared_bytes: of shared memory.
         threads: of the block.
         kernels: compiled for the rows.
+        tailor: who makes a kernel of their own for such networks.
     """
 
     image: Movable
     counts: tuple[int, ...]
     stages: int
+    pieces: int
     stages_at: int
     scalars_at: int
+    pieces_at: int
     scratch_at: int
     nbytes: int
     shared_bytes: int
     threads: int
     kernels: Kernels
+    tailor: Tailor | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ network uses one multiprocessor, or half of it; a `Gang` lets hundreds of them s
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from .lowering import Rewrite, fuse_bias_activation, fuse_gradient_bias, read_fu
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .patterns import Movable, Span, Walk, overlap
 from .products import by_own_kernel, fuse_epilogues
+from .tailoring import tailor_for
 from .unfolding import advance, encode_steps, scratch_bytes
 
 if TYPE_CHECKING:
@@ -149,8 +151,8 @@ class ResidentExecutor(DeviceExecutor):
             words[2 * k : 2 * k + 2] = first, count
             first += 8 * ROW_WIDTH * count
         control = address(self.memory.arrays["control"])
-        words[6:10] = control, start + walk.stages_at, walk.stages, steps
-        return Entry(words, walk.shared_bytes, walk.threads, walk.kernels, [memory])
+        words[6:11] = control, start + walk.stages_at, walk.stages, steps, start + walk.pieces_at
+        return Entry(words, walk.shared_bytes, walk.threads, walk.kernels, walk.tailor, [memory])
 
     def _write(self, programs: tuple[Program | None, ...], plan: StepPlan | None) -> Walk:
         """Write what all networks like this one walk."""
@@ -171,22 +173,30 @@ class ResidentExecutor(DeviceExecutor):
         needed = self._needed(spans[-2:], activations)
         threads, limit = self._room(aligned(rows.nbytes), needed)
         stages, end = _stages([*needed, *self._wanted()], aligned(rows.nbytes), limit)
+        pieces = np.array([0, *(start if nbytes else 0 for start, nbytes in spans)])
         words, are_addresses, places = _one_behind_the_other(
-            (rows, ADDRESSES_OF_ROWS), (stages, ADDRESSES_OF_STAGES), (scalars.view(np.int64), False)
+            *((rows, ADDRESSES_OF_ROWS), (stages, ADDRESSES_OF_STAGES)),
+            *((scalars.view(np.int64), False), (pieces, True)),
         )
-        _, stages_at, scalars_at, scratch_at = places
-        return Walk(
+        _, stages_at, scalars_at, pieces_at, scratch_at = places
+        dtype = everything[0].program.dtype
+        walk = Walk(
             image=Movable.of(words, are_addresses, spans),
             counts=tuple(map(len, steps)),
             stages=len(stages),
+            pieces=len(pieces),
             stages_at=stages_at,
             scalars_at=scalars_at,
+            pieces_at=pieces_at,
             scratch_at=scratch_at,
             nbytes=scratch_at + scratch,
             shared_bytes=end,
             threads=threads,
-            kernels=self.kernels(everything[0].program.dtype),
+            kernels=self.kernels(dtype),
         )
+        # float64 is for checking
+        tailors = plan is not None and dtype == "float32"
+        return replace(walk, tailor=tailor_for(walk, self.device, dtype, self._large)) if tailors else walk
 
     def _room(self, rows_bytes: int, needed: Sequence[Candidate]) -> tuple[int, int]:
         """Return the threads of the network's block, and the bytes of shared memory that it may take.

@@ -7,6 +7,7 @@ Each number is made by the same operations in the same order as by the general k
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def tailored(dtype: str, programs: Sequence[Rows], n_pieces: int, threads: int, 
             # as if it were the launch's own: what depends on it is known
             f"struct Threads {{ unsigned x; }};\nconstexpr Threads known_threads = {{{threads}}};",
             "#define blockDim known_threads",
-            *(_inlined(text(file)) for file in FILES),
+            *map(_inlined, FILES),
             text("network"),
             *functions,
             "__device__ __noinline__ void walk(size_t at, int program) {\n  switch (program) {",
@@ -93,10 +94,11 @@ struct Programs {
 """
 
 
-def _inlined(whole: str) -> str:
-    """A text whose operations go into each function that calls them."""
+@functools.cache
+def _inlined(file: str) -> str:
+    """A file of the text whose operations go into each function that calls them."""
     return re.sub(
-        r"__device__ (void \w+\(const Row& row, Block block)", r"__device__ __forceinline__ \1", whole
+        r"__device__ (void \w+\(const Row& row, Block block)", r"__device__ __forceinline__ \1", text(file)
     )
 
 

@@ -1,0 +1,138 @@
+"""Kernels made for one kind of network, compiled beside its training once that has lasted long enough to gain by it.
+
+They give the same bits as the general kernel, so that it does not matter when they are ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..kernels.cuda import MAX_SCALARS
+from ..kernels.cuda.device import Device, Kernels
+from ..kernels.cuda.tailored import IN_SHARED, Rows, tailored
+from ..kernels.layout import ROW_WIDTH, SCALARS
+from .patterns import Walk
+
+AFTER_SECONDS = 2.0
+"""Seconds of the GPU's work on a kind of network after which a kernel is made for it: compiling takes some ten seconds of
+one CPU core."""
+
+MOST_ROWS = 100
+"""Operations of all programs up to which that is done; compiling takes longer with each."""
+
+_TAILORS: WeakKeyDictionary[Device, dict[Hashable, Tailor]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@dataclass
+class _Habits:
+    at_once: bool = False
+
+
+_HABITS = _Habits()
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Make kernels before the first step within the block, and wait for them: to measure, and to test."""
+    before, _HABITS.at_once = _HABITS.at_once, True
+    try:
+        yield
+    finally:
+        _HABITS.at_once = before
+
+
+class Tailor:
+    """Makes the kernel of one kind of network on one device, at most once.
+
+    Args:
+        make: compiles it.
+    """
+
+    def __init__(self, make: Callable[[], Kernels]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._begun = False
+        self._seconds = 0.0
+        self._kernels: Kernels | None = None
+        self._error: Exception | None = None
+
+    def worked(self, seconds: float) -> None:
+        """Note that the GPU has worked on such networks; the kernel is begun once that is worth it."""
+        with self._lock:
+            self._seconds += seconds
+            begins = not self._begun and self._seconds >= AFTER_SECONDS
+            self._begun = self._begun or begins
+        if begins:
+            threading.Thread(target=self._run, name="gpumlp-tailor", daemon=True).start()
+
+    def kernels(self) -> Kernels | None:
+        """Return the kernel if it is ready; it is waited for within `at_once`."""
+        if _HABITS.at_once and not self._begun:
+            self._begun = True
+            self._run()
+        if self._error is not None:
+            error, self._error = self._error, None
+            warnings.warn(
+                f"no kernel could be made for this network ({error}); it trains on with the general one",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self._kernels
+
+    def _run(self) -> None:
+        try:
+            self._kernels = self._make()
+        except Exception as error:  # the training goes on without
+            self._error = error
+
+
+def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | None:
+    """Return who makes the kernel of a walk, the same for all that are equal; None where it does not pay.
+
+    Args:
+        walk: of a network.
+        device: that it trains on.
+        dtype: that its kernels are compiled for.
+        large: see `kernels.cuda.source`.
+    """
+    if sum(walk.counts) > MOST_ROWS:
+        return None
+    image = walk.image.words.tobytes(), walk.image.pieces.tobytes()
+    key = (dtype, large, walk.threads, walk.counts, walk.stages, walk.pieces, *image)
+    with _LOCK:
+        known = _TAILORS.setdefault(device, {})
+        if key not in known:
+            known[key] = Tailor(
+                lambda: device.tailored(tailored(dtype, _programs(walk), walk.pieces, walk.threads, large))
+            )
+        return known[key]
+
+
+def _programs(walk: Walk) -> list[Rows]:
+    """The programs of a walk, with what lies in shared memory at its place there."""
+    total = sum(walk.counts)
+
+    def part(at: int, count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        both = (walk.image.words, walk.image.pieces)
+        words, pieces = (whole[at // 8 : at // 8 + count * width].reshape(count, width) for whole in both)
+        return words.copy(), pieces.copy()
+
+    words, pieces = part(0, total, ROW_WIDTH)
+    stages, stage_pieces = part(walk.stages_at, walk.stages, 4)
+    scalars = part(walk.scalars_at, total, MAX_SCALARS)[0].view(np.float64)
+    for (start, nbytes, offset, _), (piece, *_) in zip(stages, stage_pieces, strict=True):
+        inside = (pieces == piece) & (words >= start) & (words < start + nbytes)
+        words[inside] += offset - start
+        pieces[inside] = IN_SHARED
+    words[:, SCALARS] = pieces[:, SCALARS] = 0  # they are constants
+    ends = np.cumsum([0, *walk.counts])
+    return [Rows(words[a:b], pieces[a:b], scalars[a:b]) for a, b in pairwise(ends)]
