@@ -51,6 +51,37 @@ __device__ inline void sort_rows(const long long* control, const long long* rows
   for (int i = threadIdx.x; i < n; i += blockDim.x) index[i] = rows[index[i]];
 }
 
+// The same for few rows, up to four a thread, which counts how many keys are smaller than its own: by their upper halves.
+// Where two of these are equal, which is rare, nothing is written, and false returned to all threads.
+__device__ inline bool place_rows(const long long* control, const long long* rows, long long* index, int n) {
+  unsigned* keys = shared_scratch<unsigned>();
+  unsigned own[4];
+  int before[4] = {}, total = 0;
+  __syncthreads();  // what lay there may still be read
+#pragma unroll
+  for (int u = 0; u < 4; u++) {
+    const int i = threadIdx.x + u * blockDim.x;
+    own[u] = i < n ? (unsigned)(shuffle_key(i, control) >> 32) : 0;
+    if (i < (n + 3) / 4 * 4) keys[i] = i < n ? own[u] : 0xffffffffu;  // nothing is above that
+  }
+  __syncthreads();
+  for (int t = 0; t < n; t += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(keys + t);
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      before[u] += (four.x < own[u]) + (four.y < own[u]) + (four.z < own[u]) + (four.w < own[u]);
+  }
+#pragma unroll
+  for (int u = 0; u < 4; u++) total += before[u];
+  if (block_total(total) != 0.5 * n * (n - 1)) return false;  // of two keys one is smaller, or they are equal
+#pragma unroll
+  for (int u = 0; u < 4; u++) {
+    const int i = threadIdx.x + u * blockDim.x;
+    if (i < n) index[before[u]] = rows[i];
+  }
+  return true;
+}
+
 // index = rows in the order of their keys: operands control, rows, index; one block wants a scratch of a key for each
 // row where they are many. Equal keys go by their places, as a stable sort has them. Blocks cannot sort together: a
 // thread of theirs takes up to four rows at once and counts the keys that come before.
@@ -61,6 +92,7 @@ __device__ void shuffle(const Row& row, Block block) {
   long long* index = vector<long long>(row, 2);
   const Index n = (Index)row.operands[1].columns, chunk = 4 * blockDim.x;
   unsigned long long* keys = shared_scratch<unsigned long long>();
+  if (block.count == 1 && n <= 4 * (Index)blockDim.x && n <= TILE_KEYS && place_rows(control, rows, index, (int)n)) return;
   if (block.count == 1 && (n <= TILE_KEYS || row.scratch)) {
     sort_rows(control, rows, index, (int)n, n <= TILE_KEYS ? keys : reinterpret_cast<unsigned long long*>(row.scratch));
     return;

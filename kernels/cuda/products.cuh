@@ -1,8 +1,8 @@
 // Products, biases, sums of columns and copies.
 
-constexpr int FEW_ROWS = 4;     // of c, up to which each is summed by itself
-constexpr int SHORT_INNER = 8;  // inner side up to which reading it costs no more than writing c
-constexpr int SPREAD_WARPS = 2048;  // that share many blocks' tiles, about as many as a GPU has at a time
+[[maybe_unused]] constexpr int FEW_ROWS = 4;     // of c, up to which each is summed by itself
+[[maybe_unused]] constexpr int SHORT_INNER = 8;  // inner side up to which reading it costs no more than writing c
+[[maybe_unused]] constexpr int SPREAD_WARPS = 2048;  // that share many blocks' tiles, about as many as a GPU has at a time
 
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>

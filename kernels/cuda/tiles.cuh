@@ -175,7 +175,7 @@ struct Product {
           T y[N];
           if (wide) {
             load<N>(y, other.at(i + m, j));
-          } else {
+          } else if constexpr (!FOURS) {
 #pragma unroll
             for (int n = 0; n < N; n++) y[n] = j + n < c.columns ? *other.at(i + m, j + n) : T(0);
           }
@@ -186,15 +186,13 @@ struct Product {
 #pragma unroll
     for (int m = 0; m < M; m++) {
       if (i + m >= c.rows) continue;
-      if constexpr (N == 4) {
-        if (wide) {
-          store<4>(c.at(i + m, j), v[m]);
-          continue;
-        }
-      }
+      if (wide) {
+        store<N>(c.at(i + m, j), v[m]);
+      } else if constexpr (!FOURS) {
 #pragma unroll
-      for (int n = 0; n < N; n++)
-        if (j + n < c.columns) *c.at(i + m, j + n) = v[m][n];
+        for (int n = 0; n < N; n++)
+          if (j + n < c.columns) *c.at(i + m, j + n) = v[m][n];
+      }
     }
   }
 };

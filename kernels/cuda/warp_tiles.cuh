@@ -7,7 +7,7 @@
 // rows M group to M group + M - 1, columns N group to N group + N - 1, and of 16 places of the inner side those from
 // 4 member on. Of the result it has the same rows, and 2 N columns from 2 N member on.
 
-constexpr int INNER_STEP = 16;  // places of the inner side at once
+[[maybe_unused]] constexpr int INNER_STEP = 16;  // places of the inner side at once
 
 // COUNT places of a factor's side, which are a lane's, and four of the inner side.
 template <bool NEAR, int COUNT>

@@ -11,8 +11,9 @@ import pytest
 
 from bench.gpu_check.examples import NOT_NEGATIVE, Examples, control
 from gpumlp.executors.products import ENDINGS
-from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, FOR_GPUS, PRODUCTS, STEP, UPDATE
+from gpumlp.kernels import ACTIVATIONS, BAD_STEP, CATALOGUE, EPOCH, FOR_GPUS, PRODUCTS, SEED, STEP, UPDATE
 from gpumlp.kernels.cuda import OPERATIONS
+from gpumlp.kernels.philox import SHUFFLE, permutation, philox
 from tests.kernels import cases
 from tests.kernels.cases import (
     LEARNING,
@@ -256,7 +257,7 @@ def test_masks_and_noise_are_those_of_the_reference_for_every_width(run_cuda, co
     ids=str,
 )
 def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
-    """One block sorts the rows, in its own memory while they find room there; several count."""
+    """One block sorts the rows, in its own memory while they find room there; several count, and one for few."""
     counters = control()
     given = np.arange(10, 10 + rows)
     for epoch in (0, 1, 2**31):
@@ -265,6 +266,16 @@ def test_an_epoch_has_the_order_of_the_reference(run_cuda, rows, grid):
         wanted = run_reference(SMALL, "shuffle", values)["index"]
         found = in_all_orders(run_cuda, "small", "shuffle", values, "float32", {}, grid)["index"]
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_rows_whose_keys_have_equal_halves_have_the_order_of_whole_keys(run_cuda):
+    counters = control()
+    counters[SEED], counters[EPOCH] = 7, 1032
+    keys, *_ = philox(np, (np.arange(500, dtype=np.uint64), 0, 1032, SHUFFLE << 16), 7)
+    assert len(np.unique(keys)) == 499
+    values = {"control": counters, "rows": np.arange(500), "index": np.zeros(500, np.int64)}
+    run_cuda("shuffle", values, {}, "float32", 1, 128)
+    np.testing.assert_array_equal(values["index"], permutation(np, 500, 7, 1032))
 
 
 PLAIN = {"transpose_a": False, "transpose_b": False}
