@@ -32,9 +32,7 @@ from .chains import check_chains
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values
 from .examples import Examples, variants
 from .narrow import NAMES as NARROW
-from .narrow import check_narrow
 from .one_call import (
-    COMPILED_FOR,
     DTYPES,
     ON_HOST,
     SIZES,
@@ -52,8 +50,11 @@ OTHERS = {"cast_bf16", "advance", "matmul_pair", *NARROW, *(f"{name}_cast" for n
 
 def checks(context: Context) -> list[Check]:
     """Each operation in each type, and that none is left out."""
-    compiled = Compiled(context)
-    found = [Check("compile", compiled.compile, limit=170)]
+    compiled = Compiled(context, OPERATIONS)
+    found = compiled.checks()
+    for dtype in ("float32", "bf16"):  # first, each in a process: all in one module take long to compile
+        run = functools.partial(check_chains, context, dtype)
+        found.append(Check(f"in chains, compiled for {dtype}", run, limit=170))
     for dtype in DTYPES:
         for name in CATALOGUE:
             check = functools.partial(check_kernel, context, compiled, name, dtype)
@@ -63,14 +64,6 @@ def checks(context: Context) -> list[Check]:
         run = functools.partial(check_pairs, context, compiled, dtype)
         found.append(Check(f"two products at once {dtype}", run))
     found += bfloat16_checks(context, compiled)
-    found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
-    found += [
-        Check(
-            f"narrow products {compiled_for}",
-            functools.partial(check_narrow, context, compiled, compiled_for),
-        )
-        for compiled_for in COMPILED_FOR
-    ]
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found
 

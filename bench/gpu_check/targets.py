@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import gpumlp as gm
@@ -17,7 +18,10 @@ from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
 from .steps import EXECUTORS
 
-ROUNDS = 3
+ROUNDS, MOST_ROUNDS = 2, 4
+ROUND_SECONDS = 0.7
+SETTLED = 0.01
+"""Relative difference that two rounds must come to; until then there are further ones."""
 
 # H200; what it is counted in stands beside it. None: without a target, to be compared.
 TARGETS: dict[str, float] = {
@@ -77,6 +81,11 @@ def workload_of(context: Context, name: str) -> Workload:
     return replace(workload.reduced(64), networks=min(3, workload.networks))
 
 
+def differ(rates: Sequence[float], settled: float) -> bool:
+    """Whether no two rounds agree within a relative difference."""
+    return all((b - a) / b > settled for a, b in pairwise(sorted(rates)))
+
+
 def judged(name: str, run: Callable[[], Values]) -> Values:
     """Put the target beside what was measured."""
     values = run()
@@ -91,7 +100,7 @@ def limit(context: Context, peaks: dict[str, Peak], precision: str) -> Values:
     if precision != "float32" and not context.gpu.has_products:
         raise Skipped("nvmath-python is not installed: no products but those of float32")
     peak = peaks[precision] = Peak(context.backend, precision=precision)
-    peak.measure(context.either(1.0, 0.05))
+    peak.measure(context.either(0.5, 0.05))
     return {"TFLOP/s": peak.gflops / 1e3, "product": peak.n}
 
 
@@ -112,10 +121,11 @@ def _measured(context: Context, name: str, precision: str, peaks: Mapping[str, P
     workload = workload_of(context, name)
     start = time.perf_counter()
     session = Session(workload, workload.load(), context.backend, precision)
-    seconds = context.either(1.0, 0.05)
-    session.warm_up(seconds)
+    session.warm_up(context.either(ROUND_SECONDS, 0.05))
     ready = time.perf_counter() - start
-    for _ in range(ROUNDS):
+    for i in range(MOST_ROUNDS):
+        if i >= ROUNDS and not differ([r.steps / r.seconds for r in session.rounds], SETTLED):
+            break
         session.measure_round()
     rates = session.rates()
     values: Values = {
