@@ -130,7 +130,12 @@ class Chain:
                 self.backend.write(self.parameters[f"{layer.key}.{name}"], values)
             for name, (_, value) in layer.state_specs.items():
                 self.backend.write(self.state[f"{layer.key}.{name}"], value)
+        self._drawn_by = self.seed, self.dtype
         self.note_draw()
+
+    def was_drawn_by(self, seed: int) -> bool:
+        """Whether a draw by this seed, in the present type, was the last: another would give the same weights."""
+        return self._drawn_by == (seed, self.dtype)
 
     def note_draw(self) -> None:
         """Take the present values for those that were drawn."""

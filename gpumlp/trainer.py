@@ -104,7 +104,7 @@ class Trainer:
         )
         self.network = network.to(device, dtype)  # the network is touched once all else is known to be right
         if seed is not None:
-            if network.is_as_drawn:
+            if not network.was_drawn_by(seed) and network.is_as_drawn:
                 network.reset(seed)
             network.seed = seed
         self.seed = network.seed
