@@ -340,11 +340,8 @@ def test_peers_that_are_ready_are_only_timed_and_the_others_get_ready_at_their_t
         start(self, *settings)
 
     monkeypatch.setattr(worker.Worker, "__init__", noted)
-    asked = iter(
-        [*(True for _ in race.peers), *(False for _ in race.peers)]
-    )  # no more than the first workload
-    race.at_once = 1  # one answer after the other
-    race.get_ready(["small", "clf"], lambda: next(asked))
+    race.get_ready(["small"])
+    race.get_ready(["clf"], lambda: False)
     assert set(race.starts["small"].entries) | set(race.starts["small"].left_out) == {
         p.name for p in race.peers
     }
@@ -375,6 +372,14 @@ def test_a_peer_that_must_be_alone_prepares_when_its_workload_is_timed(new_race,
     del asked[:]
     assert alone.name in {entry["peer"] for entry in race.run("small")["peers"]}
     assert [do for name, do in asked if name == alone.name][:2] == ["prepare", "run"]
+
+
+def test_a_peer_that_is_called_between_check_and_preparing_prepares_later(new_race):
+    race = new_race("small")
+    start, peer = race.starts["small"], race.peers[0]
+    start.enter(peer, 1, 60, lambda: False)
+    assert start.unprepared == set(start.entries) == {peer.name}
+    assert peer.name in {entry["peer"] for entry in race.run("small")["peers"]}
 
 
 def test_a_peer_that_fails_in_one_workload_is_left_out_of_that_one_alone(new_race, monkeypatch):

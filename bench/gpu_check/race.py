@@ -7,6 +7,7 @@ it at once, each in a process of its own that keeps what it has compiled, while 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import statistics
 import tempfile
@@ -44,6 +45,9 @@ READY_LIMIT = 100.0
 """Seconds that a peer may take to import, compile and train what it is checked by, and again to prepare."""
 
 RUN_LIMIT = 30.0
+MAKERS = 2
+"""Workloads whose files are made at the same time."""
+
 LEAST_SECONDS = 15.0
 LEAST_UNREADY = 40.0
 """Of the section, without which no workload is begun whose peers are ready, and are not."""
@@ -79,13 +83,15 @@ class Start:
 
     Attributes:
         left_out: why peers are left out here.
-        entries: the peers that are ready, or need only to prepare alone.
+        entries: the peers that were checked.
+        unprepared: names of those among them that have yet to prepare.
     """
 
     def __init__(self, contest: Contest, precision: str, folder: Path, absent: Mapping[str, str]) -> None:
         self.contest, self.precision, self.folder = contest, precision, folder
         self.left_out = dict(absent)
         self.entries: dict[str, Entry] = {}
+        self.unprepared: set[str] = set()
         self.source = ""  # of the data
         self._workers: list[Worker] = []
         self._judge: Judge | None = None
@@ -109,8 +115,13 @@ class Start:
                 )
             return self._judge
 
-    def enter(self, peer: type[Peer], threads: int, limit: float) -> None:
-        """Check one peer in a process of its own, and let it prepare unless it must be alone for that."""
+    def make_files(self) -> None:
+        """Make what the peers are given, so that none waits for it; what is wrong with it shows when they ask."""
+        with contextlib.suppress(Exception):
+            self.judge().make_files()
+
+    def enter(self, peer: type[Peer], threads: int, limit: float, go_on: Callable[[], bool]) -> None:
+        """Check one peer in a process of its own, and let it prepare unless it is stopped or must be alone for it."""
         try:
             judge = self.judge()
             if (reason := peer.unsupported(judge.problem)) is not None:
@@ -119,7 +130,9 @@ class Start:
             self._workers.append(worker)
             try:
                 entry = judge.check(worker, limit)
-                if not peer.prepares_alone:
+                if peer.prepares_alone or not go_on():
+                    self.unprepared.add(peer.name)
+                else:
                     judge.prepare(entry, limit)
             except BaseException:
                 worker.close()
@@ -130,16 +143,15 @@ class Start:
         except Exception as error:  # of this workload; others go on
             self.left_out[peer.name] = one_line(error)
 
-    def prepare_alone(self, limit: float) -> None:
-        """Let those prepare that must be alone on the device for it, one after the other."""
-        for name, entry in self.entries.items():
-            if not entry.worker.peer.prepares_alone:
-                continue
+    def prepare(self, limit: float) -> None:
+        """Let those prepare that have yet to, one after the other: some must be alone on the device for it."""
+        for name in sorted(self.unprepared):
             try:
-                self.judge().prepare(entry, limit)
+                self.judge().prepare(self.entries[name], limit)
             except WorkerError as error:
                 self.left_out[name] = str(error)
-        self.entries = {name: entry for name, entry in self.entries.items() if name not in self.left_out}
+                del self.entries[name]
+        self.unprepared.clear()
 
     def close(self) -> None:
         """End its processes and remove its files."""
@@ -198,24 +210,29 @@ class Race:
 
         Args:
             names: of the workloads.
-            go_on: asked before each; once it says no, the others are left waiting.
+            go_on: asked before whatever is begun; once it says no, the rest is left for later.
         """
 
         def enter(start: Start, peer: type[Peer]) -> None:
             if go_on():
-                start.enter(peer, self.threads, max(1.0, min(READY_LIMIT, self.context.seconds_left)))
+                limit = max(1.0, min(READY_LIMIT, self.context.seconds_left))
+                start.enter(peer, self.threads, limit, go_on)
 
-        with ThreadPoolExecutor(self.at_once) as pool:
-            tasks = [
-                pool.submit(enter, start, peer)
-                for start in map(self.starts.__getitem__, names)
-                for peer in self._waiting(start)
-            ]
+        def make(start: Start) -> None:
+            if go_on():
+                start.make_files()
+
+        starts = [self.starts[name] for name in names]
+        with ThreadPoolExecutor(MAKERS) as makers, ThreadPoolExecutor(self.at_once) as pool:
+            # ahead of the peers, of whom else all of a workload would wait for one to make its files
+            tasks = [makers.submit(make, start) for start in starts]
+            tasks += [pool.submit(enter, start, peer) for start in starts for peer in self._waiting(start)]
             try:
                 for task in tasks:
                     task.result()
             except BaseException:  # an interrupt: the pool ends when those who are asked do
-                pool.shutdown(wait=False, cancel_futures=True)
+                for one in (makers, pool):
+                    one.shutdown(wait=False, cancel_futures=True)
                 self.close()
                 raise
 
@@ -236,7 +253,7 @@ class Race:
         try:
             if unready:
                 self.get_ready(self._unready(name))
-            start.prepare_alone(max(1.0, min(READY_LIMIT, self.context.seconds_left)))
+            start.prepare(max(1.0, min(READY_LIMIT, self.context.seconds_left)))
             rates = self._timed(start)
             results = [self._result(start, start.entries[peer], rates[peer]) for peer in rates if rates[peer]]
             values = judged(results) | {"left_out": start.left_out, "it": "step", "data": start.source}

@@ -54,7 +54,7 @@ SECTIONS: Mapping[str, Section] = {
         ),
         Section("targets", "speed of the workloads that have a target", 120, alone=True),
         Section("peers", "the workloads beside PyTorch and JAX", 300, alone=True, early=150),
-        Section("behaviour", "interruption, length of launches, memory", 90, alone=True, kept=45),
+        Section("behaviour", "interruption, length of launches, memory", 90, alone=True, kept=35),
         Section("changes", "what it is worth that executors do what they do", 120, alone=True),
     )
 }

@@ -81,6 +81,11 @@ class Judge:
     def _path(self, worker: Worker) -> Path:
         return self.folder / f"{worker.peer.name}-{worker.threads}.npz"
 
+    def make_files(self) -> None:
+        """Write what peers of the workload's own loss read, and train the reference, before the first asks for them."""
+        with self._lock:
+            self._files(self.problem.workload.loss)
+
     def enter(self, worker: Worker) -> Entry:
         """Check a worker and let it prepare.
 
