@@ -451,8 +451,10 @@ from bench.gpu_check.checks import Check
 
 def checks(context):
     def die():
+        open(os.path.join(context.folder, "left behind"), "w").close()
         os._exit(9)
-    named = {str(i): lambda: {"threads": os.environ["OPENBLAS_NUM_THREADS"]} for i in range(7)}
+    values = {"threads": os.environ["OPENBLAS_NUM_THREADS"], "folder": context.folder}
+    named = {str(i): lambda: values for i in range(7)}
     return [Check(name, die if name == "4" else run) for name, run in named.items()]
 """
 
@@ -471,6 +473,8 @@ def test_processes_that_share_a_section_make_each_check_once(tmp_path, monkeypat
     assert entry["status"] == "failed"
     # three side by side leave as many CPUs as two more would take
     assert {r["values"]["threads"] for r in entry["checks"] if "values" in r} == {"3"}
+    (folder,) = {r["values"]["folder"] for r in entry["checks"] if "values" in r}
+    assert not Path(folder).exists()
 
 
 EARLY = """

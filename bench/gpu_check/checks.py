@@ -61,12 +61,14 @@ class Context:
         device: "gpu", or "host" for its stand-in.
         end: when it must have ended, by `time.monotonic`.
         left_out: names of checks that were made before.
+        folder: for files, which whoever started this process removes; None for the usual one.
         called: set when what gets ready beside other sections must come to rest.
     """
 
     device: str
     end: float
     left_out: Collection[str] = ()
+    folder: str | None = None
     called: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:

@@ -75,6 +75,8 @@ class Run:
         self._saved = 0.0
         self._children: set[Child] = set()
         self._early: dict[str, _Process] = {}
+        # a process that is ended leaves its files behind
+        self._folder = tempfile.TemporaryDirectory(prefix="gpumlp-check-", ignore_cleanup_errors=True)
         self._begun: dict[str, float] = {}  # by section
         self._ended: Counter[str] = Counter()  # parts of it
         self._stopped = threading.Event()
@@ -144,6 +146,7 @@ class Run:
             child.kill()
         for name in list(self._early):
             self._end_early(name)
+        self._folder.cleanup()
 
     def _parts(self, section: Section, cpus: int) -> int:
         """Into how many processes a section is divided; the stand-in compiles all of its kernels at once."""
@@ -258,7 +261,7 @@ class Run:
         )
         self._children.add(child)
         with contextlib.suppress(BrokenPipeError):
-            child.write(list(done))
+            child.write({"left_out": list(done), "folder": self._folder.name})
         return _Process(child, log)
 
     def _follow(self, process: _Process, entry: dict[str, Any], end: float) -> int:

@@ -186,7 +186,9 @@ class Race:
         cpus = int(cpu_counts()["usable"] or 1)
         self.threads = min(PEER_THREADS, cpus)
         self.at_once = max(2, cpus // 2)  # each that gets ready keeps somewhat more than one CPU busy
-        self._folder = tempfile.TemporaryDirectory(prefix="gpumlp-peers-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="peers-", dir=context.folder, ignore_cleanup_errors=True
+        )
         self.starts = {
             name: Start(contest, precision, Path(self._folder.name) / str(i), absent)
             for i, (name, (contest, precision)) in enumerate(contests.items())
