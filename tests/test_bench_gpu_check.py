@@ -41,7 +41,9 @@ def context(monkeypatch):
     from gpumlp import backend
 
     monkeypatch.setattr(backend, "_REGISTERED", {})
-    return module("checks").Context("host", time.monotonic() + 600)
+    context = module("checks").Context("host", time.monotonic() + 600)
+    context.called.set()  # nothing gets ready before it is asked for
+    return context
 
 
 # --- all of it -----------------------------------------------------------------------------------------------------
@@ -133,6 +135,28 @@ def test_checks_of_a_section_pass_on_the_stand_in(context, section, names):
 def test_every_target_is_measured(context):
     targets = module("targets")
     assert set(targets.TARGETS) <= {check.name for check in targets.checks(context)}
+
+
+@pytest.mark.parametrize("one", ["Row", "Sweep"])
+def test_a_target_that_is_ready_is_only_timed(context, one, monkeypatch):
+    settings = ("small", "float32") if one == "Row" else ()
+    target = getattr(module("targets"), one)(context, *settings)
+    target.get_ready()
+    drawn = []
+    monkeypatch.setattr(type(WORKLOADS["small"]), "trainer", lambda *given: drawn.append(given))
+    assert target.measure()["steps/s"] > 0
+    assert drawn == []
+
+
+def test_a_target_that_cannot_get_ready_is_an_error_when_it_is_measured(context, monkeypatch):
+    targets = module("targets")
+    context.called.clear()
+    monkeypatch.setattr(targets, "Session", None)
+    monkeypatch.setattr(targets.Sweep, "get_ready", lambda self: None)
+    known = {check.name: check for check in targets.checks(context)}
+    record = module("checks").perform(known["small, resident"])
+    assert record["status"] == "error"
+    assert "not callable" in record["message"]
 
 
 # --- that checks can fail --------------------------------------------------------------------------------------------
@@ -439,8 +463,6 @@ def test_adam_of_the_reference_moves_every_weight_by_the_rate_in_its_first_step(
 
 def test_no_two_checks_of_a_section_have_the_same_name(context):
     for section in module("sections").SECTIONS.values():
-        if section.early:
-            continue
         names = [check.name for check in section.checks(context)]
         assert len(set(names)) == len(names)
 

@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, Section] = {
         Section(
             "repeats", "trainings that must come out the same: twice, by threads, streamed", 180, processes=2
         ),
-        Section("targets", "speed of the workloads that have a target", 120, alone=True),
+        Section("targets", "speed of the workloads that have a target", 120, alone=True, early=150),
         Section("peers", "the workloads beside PyTorch and JAX", 300, alone=True, early=150),
         Section("behaviour", "interruption, length of launches, memory", 90, alone=True, kept=35),
         Section("changes", "what it is worth that executors do what they do", 120, alone=True),
