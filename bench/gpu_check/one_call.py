@@ -163,6 +163,18 @@ def reference(
     return {k: v for k, v in wide.items() if v is not None}
 
 
+def operations_of(context: Context, name: str, examples: Examples, blocks: int = 0) -> set[str]:
+    """Return the operations that the call of a kernel unfolds to; see `OneCall` for the blocks."""
+    values = examples.operands(name, "float32")
+    arrays: dict[str, Any] = {"control": new_control(0), "rates": np.zeros(1)}
+    arrays |= {k: context.backend.asarray(v) if k not in arrays else v for k, v in values.items()}
+    operands = tuple(Operand(k, "", v.shape, str(v.dtype)) for k, v in values.items())
+    program = Program((Call(name, operands, examples.scalars(name)),), {}, frozenset(), 1, "float32")
+    runner = OneCall(context, Memory({}, arrays), blocks)
+    runner.prepare(program)
+    return {step.operation for step in runner.linked(program).steps}
+
+
 def written(spec: KernelSpec) -> tuple[str, ...]:
     """The operands that a kernel changes."""
     return spec.updates + spec.writes

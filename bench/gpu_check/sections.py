@@ -43,8 +43,8 @@ SECTIONS: Mapping[str, Section] = {
     section.name: section
     for section in (
         Section("products", "products of the library, with each epilogue, against float64", 150),
-        Section("kernels", "every operation against the reference in float64", 180, processes=3),
-        Section("narrow", "products of few outputs against the reference in float64", 180, processes=4),
+        Section("kernels", "every operation against the reference in float64", 180, processes=5),
+        Section("narrow", "products of few outputs against the reference in float64", 180, processes=3),
         Section(
             "steps", "training steps of each executor against float64, from the same state", 180, processes=2
         ),
