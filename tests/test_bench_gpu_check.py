@@ -531,6 +531,18 @@ def test_a_section_that_gets_ready_early_comes_to_rest_before_any_that_is_alone(
     assert "seconds waited for" in result["sections"]["early"]
 
 
+def test_a_section_that_does_not_come_to_rest_is_ended_and_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(module("driver"), "REST_LIMIT", 0.0)
+    text = EARLY.replace("called =", "called = time.sleep(max(0, context.seconds_left)) or")
+    section = module("sections").Section
+    sections = [section("beside", "together", 60), section("early", "early", 60, alone=True, early=30)]
+    beside = EARLY.replace("context.called.wait(context.seconds_left)", "None")
+    result = run_made_up(tmp_path, {"early": text, "beside": beside}, sections)
+    statuses = [(r["check"], r["status"]) for r in result["sections"]["early"]["checks"]]
+    assert statuses == [("(begin)", "error"), ("early", "passed")]
+    assert "did not come to rest" in result["sections"]["early"]["checks"][0]["message"]
+
+
 def test_a_section_that_dies_while_it_gets_ready_begins_anew_without(tmp_path):
     text = EARLY.replace(
         "    called =", "    import os\n    if context.seconds_left > 0: os._exit(9)\n    called ="

@@ -166,17 +166,20 @@ class Run:
         Args:
             called: whether it is not to begin anything more; else it may take the time that it was given.
         """
-        for name, process in list(self._early.items()):
-            start = time.monotonic()
-            try:
+        start = time.monotonic()
+        limit = start + REST_LIMIT if called else self.end
+        for process in self._early.values():
+            with contextlib.suppress(BrokenPipeError):  # it has ended, which shows when it is read from
                 if called:
                     process.child.write({"called": True})
-                process.first = process.child.read(
-                    REST_LIMIT if called else max(1.0, self.end - time.monotonic())
-                )
-            except (BrokenPipeError, TimeoutError):  # another process then begins with all of it
+        for name, process in list(self._early.items()):
+            entry = self.result["sections"][name]
+            try:
+                process.first = process.child.read(max(1.0, limit - time.monotonic()))
+            except TimeoutError:  # another process then begins with all of it
+                _note_loss(entry, "", "it did not come to rest when it was called", process.log)
                 self._end_early(name)
-            self.result["sections"][name]["seconds waited for"] = round(time.monotonic() - start, 1)
+            entry["seconds waited for"] = round(time.monotonic() - start, 1)
 
     def _end_early(self, name: str) -> None:
         if (process := self._early.pop(name, None)) is not None:
