@@ -199,9 +199,9 @@ class Run:
             entry["note"] = "no time was left"
             self._end_early(name)
         else:
-            if name not in self._begun:
-                self.say(f"{name}: {section.about}")
             begun = self._begun.setdefault(name, start)
+            if part == 0:
+                self.say(f"{name}: {section.about}")
             entry["status"] = "running"
             self._in_processes(section, entry, start + seconds, part, parts)
             entry["seconds"] = round(time.monotonic() - begun, 1)
