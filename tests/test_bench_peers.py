@@ -6,7 +6,9 @@ import argparse
 import importlib
 import io
 import json
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -193,6 +195,30 @@ def test_a_worker_that_does_not_answer_in_time_is_ended(tmp_path):
         assert not process.is_alive()
         with pytest.raises(worker.WorkerError, match="the process ended"):
             process.ask("forget", 10)
+
+
+def test_a_worker_ends_with_the_process_that_started_it_also_while_it_works():
+    text = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', "
+        "'import os, time; from bench.peers.worker import end_with; end_with(os.getppid());"
+        " print(1, flush=True); time.sleep(60)'],"
+        " stdout=subprocess.PIPE, start_new_session=True)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True)
+    pid, end = int(done.stdout), time.monotonic() + 20
+
+    def is_there() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    while is_there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_commands_are_answered_line_by_line_whatever_they_are():

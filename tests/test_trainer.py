@@ -139,6 +139,22 @@ def test_the_seed_draws_the_initial_weights_unless_it_is_none():
     assert (network.state_dict()["0.weight"] != before["0.weight"]).any()
 
 
+def test_the_seed_that_drew_the_weights_does_not_draw_them_again(monkeypatch):
+    network, drawn = noisy(5), []
+    reset = gm.Sequential.reset
+
+    def noted(self, seed=None):
+        drawn.append(seed)
+        reset(self, seed)
+
+    monkeypatch.setattr(gm.Sequential, "reset", noted)
+    gm.Trainer(network, loss="cross_entropy", seed=5)
+    assert drawn == []
+    gm.Trainer(network, loss="cross_entropy", seed=6)
+    gm.Trainer(network, loss="cross_entropy", seed=6, dtype="float64")  # which the same draw fills otherwise
+    assert drawn == [6, 6]
+
+
 @pytest.mark.parametrize("batch_size", [None, 8])
 @pytest.mark.parametrize(
     "optimizer", [gm.SGD(0.1, momentum=0.9), gm.Adam(0.01), gm.Adagrad(0.1, lr_decay=0.1)]

@@ -1,4 +1,4 @@
-"""What only time, memory and threads show: Ctrl-C, the length of launches, leaks, streamed data, several threads."""
+"""What only time and memory show where nothing else is on the GPU: Ctrl-C, the length of launches, leaks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 import gpumlp as gm
-from gpumlp.backend import Backend
 from gpumlp.kernels.cuda.device import Kernels
-from gpumlp.workloads import WORKLOADS
 
 from .checks import Check, Context, Failed, Values, executor
 from .networks import CASES, Case
+from .repeats import fit
 from .steps import EXECUTORS
-from .trainings import _fit, _same, bits, need
+from .trainings import need
 
 LAUNCH_LIMIT = 0.05
 """Seconds that a launch of the resident kernel may take, so that Ctrl-C is answered between two."""
@@ -42,14 +40,11 @@ def checks(context: Context) -> list[Check]:
     for kind in ("graph", "resident"):
         named: dict[str, Callable[..., Values]] = {
             "Ctrl-C is answered": check_interrupt,
-            "threads of a user do not disturb each other": check_threads,
             "no memory is left behind by many fits": check_leak,
         }
         for name, run in named.items():
             found.append(Check(f"{name}; {kind}", functools.partial(run, context, kind), limit=150))
     found.append(Check("launches are short", functools.partial(check_launches, context)))
-    found.append(Check("data that do not fit are streamed", functools.partial(check_streaming, context)))
-    found.append(Check("too little memory is a clear error", functools.partial(check_memory_error, context)))
     return sorted(found, key=lambda check: "left behind" in check.name)  # the longest last
 
 
@@ -190,26 +185,6 @@ def _trainer(case: Case, device: Any) -> gm.Trainer:
     return gm.Trainer(network, loss=case.loss, optimizer=case.optimizer(), metrics=())
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
-
-
-def check_threads(context: Context, kind: str) -> Values:
-    """Networks that several threads of a user train at once end with the bits that each has alone."""
-    need(context, kind)
-    names = [name for name, case in CASES.items() if case.is_small]
-    epochs = context.either(40, 2)
-    with executor(EXECUTORS[kind]):
-        alone = {name: bits(_fit(CASES[name], context.backend, "float32", epochs)) for name in names}
-        with ThreadPoolExecutor(len(names)) as pool:
-            futures = {
-                name: pool.submit(_fit, CASES[name], context.backend, "float32", epochs) for name in names
-            }
-            together = {name: bits(future.result()) for name, future in futures.items()}
-    for name in names:
-        _same(alone[name], together[name])
-    return {"threads": len(names), "epochs": epochs}
-
-
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -220,15 +195,15 @@ def check_leak(context: Context, kind: str) -> Values:
     warm, most = context.either((50, 1000), (3, 10))
     end = time.monotonic() + min(context.seconds_left / 2, context.either(60.0, 3.0))
 
-    def fit() -> None:
-        _fit(case, context.backend, "float32", 1)
+    def once() -> None:
+        fit(case, context.backend, "float32", 1)
 
     with executor(EXECUTORS[kind]):
         for _ in range(warm):
-            fit()
+            once()
         before, done = _free(device), 0
         while done < most and (time.monotonic() < end or not done):
-            fit()
+            once()
             done += 1
     left = before - _free(device)
     values = {"fits": done, "asked for": most, "bytes left behind": left, "limit": LEAK_BYTES}
@@ -244,87 +219,3 @@ def _free(device: Any) -> int:
     device.synchronize()
     free: int = device.memory()[0]
     return free
-
-
-@contextmanager
-def limited(context: Context, free: int) -> Iterator[Backend]:
-    """Let the device say, within the block, that it has this much memory."""
-    if context.is_host:
-        from gpumlp.kernels.cuda.host_device import HostDevice
-
-        yield Backend("host", np, HostDevice(memory_bytes=free))
-        return
-    device = context.gpu
-    usual = device.memory
-    device.memory = lambda: (free, free)
-    try:
-        yield context.backend
-    finally:
-        device.memory = usual
-
-
-def check_streaming(context: Context) -> Values:
-    """A training whose data are larger than the memory gives what it gives where they fit."""
-    need(context, "graph")
-    rows, width, room = context.either((200_000, 784, 300 << 20), (3000, 64, 600_000))
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((rows, width), dtype=np.float32)
-    y = X[:, :10].argmax(axis=1)
-
-    def train(backend: Backend) -> gm.Trainer:
-        network = gm.mlp((width, 32, 10), device=backend, seed=2)
-        trainer = gm.Trainer(network, loss="cross_entropy", optimizer=gm.SGD(0.05), metrics=())
-        trainer.fit(X, y, epochs=2, batch_size=context.either(256, 50), progress=False)
-        return trainer
-
-    with executor(EXECUTORS["graph"]):
-        wanted = train(context.backend)
-        with limited(context, room) as backend, _noted_streaming() as streamed:
-            found = train(backend)
-    if not streamed:
-        raise Failed("the data were not streamed", {"bytes": X.nbytes, "memory": room})
-    one, other = (
-        np.concatenate([w.ravel() for w in t.network.state_dict().values()]) for t in (wanted, found)
-    )
-    error = float(np.linalg.norm(one - other) / np.linalg.norm(one))
-    losses = [t.history["loss"] for t in (wanted, found)]
-    values = {"bytes": X.nbytes, "memory": room, "difference of weights": error, "losses": losses}
-    if not error <= 1e-5:
-        raise Failed(f"streamed, the weights are {error:.3g} off", values)
-    return values | {"samples/s": found.history.samples / found.history.train_seconds}
-
-
-@contextmanager
-def _noted_streaming() -> Iterator[list[str]]:
-    """Note whether a training streams its data."""
-    from gpumlp.executors.streaming import StreamingExecutor
-
-    seen: list[str] = []
-    usual = StreamingExecutor.prepare_plan
-
-    def prepare_plan(self: Any, *arguments: Any, **settings: Any) -> None:
-        seen.append("streamed")
-        usual(self, *arguments, **settings)
-
-    StreamingExecutor.prepare_plan = prepare_plan  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        StreamingExecutor.prepare_plan = usual  # type: ignore[method-assign]
-
-
-def check_memory_error(context: Context) -> Values:
-    """Asking for more than there is names the bytes asked for and the bytes free, and the device goes on working."""
-    nbytes = 1 << context.either(45, 41)
-    try:
-        context.gpu.allocate(nbytes)
-    except MemoryError as error:
-        message = str(error)
-    else:
-        raise Failed(f"{nbytes:,} bytes were given")
-    if f"{nbytes:,}" not in message or "free" not in message:
-        raise Failed("the message does not name the bytes", {"message": message})
-    workload = WORKLOADS["small"].reduced(64)
-    data = workload.load()
-    workload.trainer(context.backend).fit(data.X, data.y, epochs=1, progress=False)
-    return {"message": message}

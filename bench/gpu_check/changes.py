@@ -6,6 +6,7 @@ Without the share of the GPU's own best product, which only `targets` measures.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpumlp.executors import graph, narrow, resident, unfolding
 from gpumlp.kernels.cuda import RESIDENT_THREADS
 
 from .checks import Check, Context, Values
-from .targets import row, sweep
+from .targets import Row, Sweep
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ OTHERS = (
 
 def checks(context: Context) -> list[Check]:
     """The changes, the most telling first, then the workloads."""
-    runs = [
+    runs: list[tuple[str, Callable[[], Values]]] = [
         (f"{name}, {p}, {change.words}", functools.partial(otherwise, change, context, name, p))
         for name, p, change in OTHERWISE
     ]
-    runs += [(f"{name}, {p}", functools.partial(row, context, name, p)) for name, p in OTHERS]
+    runs += [(f"{name}, {p}", Row(context, name, p).measure) for name, p in OTHERS]
     return [Check(name, run, limit=100, measures=True) for name, run in runs]
 
 
@@ -98,6 +99,7 @@ def otherwise(change: Change, context: Context, name: str, precision: str) -> Va
     usual = getattr(change.module, change.constant)
     setattr(change.module, change.constant, change.value)
     try:
-        return sweep(context) if name == "sweep" else row(context, name, precision, change.kind)
+        one = Sweep(context) if name == "sweep" else Row(context, name, precision, change.kind)
+        return one.measure()
     finally:
         setattr(change.module, change.constant, usual)

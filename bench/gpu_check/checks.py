@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,16 @@ class Context:
     Attributes:
         device: "gpu", or "host" for its stand-in.
         end: when it must have ended, by `time.monotonic`.
+        left_out: names of checks that were made before.
+        folder: for files, which whoever started this process removes; None for the usual one.
+        called: set when what gets ready beside other sections must come to rest.
     """
 
     device: str
     end: float
+    left_out: Collection[str] = ()
+    folder: str | None = None
+    called: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         if self.is_host:

@@ -7,8 +7,10 @@ import datetime
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,11 +28,30 @@ BEGIN_LIMIT = 120.0
 MOST_STARTS = 6
 """How often a section is gone on with in a new process."""
 
+REST_LIMIT = 60.0
+"""Seconds in which what gets ready early must come to rest when it is called."""
+
 SAVE_SECONDS = 2.0
-AT_A_TIME = 4
-"""Sections that share the GPU, where they only tell right from wrong."""
+AT_A_TIME = 8
+"""Processes of sections that share the GPU, where they only tell right from wrong; half of the CPUs at most, since what
+gets ready early has the others."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Say = Callable[[str], None]
+
+
+@dataclass
+class _Process:
+    """Of a section, with its errors and prints, and what it said first, where somebody has waited for that."""
+
+    child: Child
+    log: IO[bytes]
+    first: dict[str, Any] | None = None
+
+    def close(self) -> None:
+        self.child.close()
+        self.log.close()
 
 
 class Run:
@@ -53,6 +74,11 @@ class Run:
         self._lock = threading.Lock()
         self._saved = 0.0
         self._children: set[Child] = set()
+        self._early: dict[str, _Process] = {}
+        # a process that is ended leaves its files behind
+        self._folder = tempfile.TemporaryDirectory(prefix="gpumlp-check-", ignore_cleanup_errors=True)
+        self._begun: dict[str, float] = {}  # by section
+        self._ended: Counter[str] = Counter()  # parts of it
         self._stopped = threading.Event()
         self.result: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -87,14 +113,22 @@ class Run:
             }
         self.save()
         cpus = int(cpu_counts()["usable"] or 1)
+        parts = [(s, 0.0, part, n) for s in together for n in (self._parts(s, cpus),) for part in range(n)]
+        at_once = max(1, min(AT_A_TIME, cpus // 2, len(parts)))
+        # libraries whose threads wait for each other are slower with too many of them than with one
+        self._shared = dict.fromkeys(THREADS, str(max(1, cpus // (at_once + 2))))
         try:
-            with ThreadPoolExecutor(max(1, min(AT_A_TIME, cpus // 2, len(together) or 1))) as pool:
+            for section in alone:
+                if section.early and not (self.device == "host" and not section.on_host):
+                    self._begin_early(section)
+            with ThreadPoolExecutor(at_once) as pool:
                 try:
-                    list(pool.map(self._section, together))
+                    list(pool.map(self._section, *zip(*parts, strict=True)))
                 except BaseException:  # an interrupt: the pool ends when the processes do
                     pool.shutdown(wait=False, cancel_futures=True)
                     self.close()
                     raise
+            self._settle(called=bool(together))
             for i, section in enumerate(alone):
                 self._section(section, keep=sum(s.kept for s in alone[i + 1 :]))
             self.result["finished"] = True
@@ -110,35 +144,84 @@ class Run:
         self._stopped.set()
         for child in list(self._children):
             child.kill()
+        for name in list(self._early):
+            self._end_early(name)
+        self._folder.cleanup()
+
+    def _parts(self, section: Section, cpus: int) -> int:
+        """Into how many processes a section is divided; the stand-in compiles all of its kernels at once."""
+        return 1 if self.device == "host" else max(1, min(section.processes, cpus // 4))
+
+    # --- what gets ready early -----------------------------------------------------------------------------------
+
+    def _begin_early(self, section: Section) -> None:
+        """Start the process of a section that gets ready beside those that share the GPU."""
+        seconds = min(section.early, self.end - time.monotonic())
+        self.say(f"{section.name}: getting ready")
+        self._early[section.name] = self._started(section, [], seconds, self._shared)
+
+    def _settle(self, called: bool) -> None:
+        """Wait until all that gets ready early has come to rest: what is timed must be alone.
+
+        Args:
+            called: whether it is not to begin anything more; else it may take the time that it was given.
+        """
+        start = time.monotonic()
+        limit = start + REST_LIMIT if called else self.end
+        for process in self._early.values():
+            with contextlib.suppress(BrokenPipeError):  # it has ended, which shows when it is read from
+                if called:
+                    process.child.write({"called": True})
+        for name, process in list(self._early.items()):
+            entry = self.result["sections"][name]
+            try:
+                process.first = process.child.read(max(1.0, limit - time.monotonic()))
+            except TimeoutError:  # another process then begins with all of it
+                _note_loss(entry, "", "it did not come to rest when it was called", process.log)
+                self._end_early(name)
+            entry["seconds waited for"] = round(time.monotonic() - start, 1)
+
+    def _end_early(self, name: str) -> None:
+        if (process := self._early.pop(name, None)) is not None:
+            process.close()
+            self._children.discard(process.child)
 
     # --- one section ---------------------------------------------------------------------------------------------
 
-    def _section(self, section: Section, keep: float = 0.0) -> None:
-        entry = self.result["sections"][section.name]
-        seconds = min(section.seconds, self.end - time.monotonic() - keep)
+    def _section(self, section: Section, keep: float = 0.0, part: int = 0, parts: int = 1) -> None:
+        """Run a section, or one of the parts that it is divided into."""
+        entry, name = self.result["sections"][section.name], section.name
+        start = time.monotonic()
+        seconds = min(section.seconds, self.end - start - keep)
         if self.device == "host" and not section.on_host:
-            entry |= {"status": "skipped", "note": "the stand-in for a GPU cannot do it"}
+            entry["note"] = "the stand-in for a GPU cannot do it"
         elif seconds < 5:
-            entry |= {"status": "skipped", "note": "no time was left"}
+            entry["note"] = "no time was left"
+            self._end_early(name)
         else:
-            self.say(f"{section.name}: {section.about}")
-            start = time.monotonic()
+            begun = self._begun.setdefault(name, start)
+            if part == 0:
+                self.say(f"{name}: {section.about}")
             entry["status"] = "running"
-            self._in_processes(section, entry, start + seconds)
-            entry["seconds"] = round(time.monotonic() - start, 1)
-            entry["status"] = _status(entry)
-            self.say(
-                f"{section.name}: {entry['status']}, {len(entry['checks'])} checks, {entry['seconds']} s"
-            )
+            self._in_processes(section, entry, start + seconds, part, parts)
+            entry["seconds"] = round(time.monotonic() - begun, 1)
+        with self._lock:
+            self._ended[name] += 1
+            is_over = self._ended[name] == parts
+        if is_over:
+            entry["status"] = _status(entry) if name in self._begun else "skipped"
+            self.say(f"{name}: {entry['status']}, {len(entry['checks'])} checks, {entry.get('seconds', 0)} s")
         self.save()
 
-    def _in_processes(self, section: Section, entry: dict[str, Any], end: float) -> None:
-        """Run a section, in a new process again each time that one is lost."""
+    def _in_processes(
+        self, section: Section, entry: dict[str, Any], end: float, part: int, parts: int
+    ) -> None:
+        """Run a part of a section, in a new process again each time that one is lost."""
         for _ in range(MOST_STARTS):
             if self._stopped.is_set():
                 entry["note"] = "interrupted"
                 return
-            code = self._in_a_process(section, entry, end)
+            code = self._in_a_process(section, entry, end, part, parts)
             if code == 0:
                 return
             if code == NO_DEVICE and not entry["checks"]:
@@ -148,32 +231,51 @@ class Run:
                 return
         entry["note"] = f"given up after {MOST_STARTS} processes were lost"
 
-    def _in_a_process(self, section: Section, entry: dict[str, Any], end: float) -> int:
-        done = [record["check"] for record in entry["checks"]]
-        seconds = str(max(1.0, end - time.monotonic()))
-        with tempfile.TemporaryFile() as log:
-            child = Child(
-                *("bench.gpu_check.worker", section.name, self.device, seconds),
-                log=log,
-                environment=self._environment,
-            )
-            self._children.add(child)
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    child.write(done)
-                return self._follow(child, entry, end, log)
-            finally:
-                child.close()
-                self._children.discard(child)
+    def _in_a_process(
+        self, section: Section, entry: dict[str, Any], end: float, part: int, parts: int
+    ) -> int:
+        process = self._early.pop(section.name, None)
+        if process is None:
+            done = [record["check"] for record in entry["checks"]]
+            # what could get ready early has no time of its own for it any more
+            seconds = 0.0 if section.early else max(1.0, end - time.monotonic())
+            shared = {} if section.alone else self._shared
+            process = self._started(section, done, seconds, shared, part, parts)
+        try:
+            return self._follow(process, entry, end)
+        finally:
+            process.close()
+            self._children.discard(process.child)
 
-    def _follow(self, child: Child, entry: dict[str, Any], end: float, log: IO[bytes]) -> int:
+    def _started(
+        self,
+        section: Section,
+        done: Sequence[str],
+        seconds: float,
+        environment: dict[str, str],
+        part: int = 0,
+        parts: int = 1,
+    ) -> _Process:
+        log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
+        child = Child(
+            *("bench.gpu_check.worker", section.name, self.device, str(seconds), str(part), str(parts)),
+            log=log,
+            environment={**environment, **self._environment},
+        )
+        self._children.add(child)
+        with contextlib.suppress(BrokenPipeError):
+            child.write({"left_out": list(done), "folder": self._folder.name})
+        return _Process(child, log)
+
+    def _follow(self, process: _Process, entry: dict[str, Any], end: float) -> int:
         """Take down what a process says until it ends; return its exit code, `LOST` where it was ended."""
+        child, log = process.child, process.log
         at_hand, limit = "", BEGIN_LIMIT
         while True:
             # what takes longer than the section has left is not waited for either, but for a little
             seconds = min(limit, max(1.0, end + 10 - time.monotonic()))
             try:
-                value = child.read(seconds)
+                value, process.first = process.first or child.read(seconds), None
             except TimeoutError:
                 _note_loss(entry, at_hand, f"no end within {seconds:.0f} s", log)
                 return LOST
@@ -183,15 +285,22 @@ class Run:
                     _note_loss(entry, at_hand, f"its process ended with code {code}", log)
                     return LOST
                 return code
-            if "begin" in value:
+            if "ready" in value:
+                with contextlib.suppress(BrokenPipeError):
+                    child.write({"seconds": end - time.monotonic()})
+            elif "begin" in value:
                 at_hand, limit = value["begin"], value["limit"]
             elif "check" in value:
                 at_hand, limit = "", BEGIN_LIMIT
-                entry["checks"].append(value)
+                with self._lock:
+                    entry["checks"].append(value)
                 if value["status"] in ("failed", "error"):
                     self.say(f"  {value['check']}: {value['message']}")
             else:
-                entry |= value
+                with self._lock:  # each part may say what it had no time for
+                    entry |= value | {
+                        k: entry[k] + v for k, v in value.items() if k in entry and k == "out_of_time"
+                    }
             self.save(at_once=False)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 
@@ -28,13 +27,11 @@ from gpumlp.kernels.cuda import OPERATIONS, THREADS
 from gpumlp.program import Call, Memory, Operand, Program, new_control
 
 from .bfloat16 import bfloat16_checks
-from .chains import check_chains
+from .chains import PARTS, check_chains
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values
-from .examples import Examples, variants
+from .examples import variants
 from .narrow import NAMES as NARROW
-from .narrow import check_narrow
 from .one_call import (
-    COMPILED_FOR,
     DTYPES,
     ON_HOST,
     SIZES,
@@ -42,6 +39,7 @@ from .one_call import (
     OneCall,
     call,
     compare,
+    operations_of,
     reference,
     written,
 )
@@ -52,8 +50,13 @@ OTHERS = {"cast_bf16", "advance", "matmul_pair", *NARROW, *(f"{name}_cast" for n
 
 def checks(context: Context) -> list[Check]:
     """Each operation in each type, and that none is left out."""
-    compiled = Compiled(context)
-    found = [Check("compile", compiled.compile, limit=170)]
+    compiled = Compiled(context, OPERATIONS)
+    found = compiled.checks()
+    for part, names in enumerate(PARTS, 1):  # first: they take longest
+        for dtype in ("float32", "bf16"):
+            run = functools.partial(check_chains, context, dtype, names)
+            label = f"in chains, compiled for {dtype}, part {part} of {len(PARTS)}"
+            found.append(Check(label, run, limit=120))
     for dtype in DTYPES:
         for name in CATALOGUE:
             check = functools.partial(check_kernel, context, compiled, name, dtype)
@@ -63,14 +66,6 @@ def checks(context: Context) -> list[Check]:
         run = functools.partial(check_pairs, context, compiled, dtype)
         found.append(Check(f"two products at once {dtype}", run))
     found += bfloat16_checks(context, compiled)
-    found.append(Check("in chains", functools.partial(check_chains, context), limit=120))
-    found += [
-        Check(
-            f"narrow products {compiled_for}",
-            functools.partial(check_narrow, context, compiled, compiled_for),
-        )
-        for compiled_for in COMPILED_FOR
-    ]
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found
 
@@ -198,22 +193,11 @@ def check_coverage(context: Context, compiled: Compiled) -> Values:
     """What the calls of the checks unfold to is all that there is."""
     seen: set[str] = set(OTHERS)
     for name in CATALOGUE:
-        seen |= _operations_of(context, name, SIZES["small"])
+        seen |= operations_of(context, name, SIZES["small"])
     for name, size in (("matmul", "odd"), ("mse", "one column")):  # more than one block has work
-        seen |= _operations_of(context, name, SIZES[size])
+        seen |= operations_of(context, name, SIZES[size])
     missing: Collection[str] = set(OPERATIONS) - seen
     if missing:
         raise Failed(f"no check runs {', '.join(sorted(missing))}")
     assert kernel_spec("cast_bf16") is FOR_GPUS["cast_bf16"]
     return {"operations": len(OPERATIONS)}
-
-
-def _operations_of(context: Context, name: str, examples: Examples) -> set[str]:
-    values = examples.operands(name, "float32")
-    arrays: dict[str, Any] = {"control": new_control(0), "rates": np.zeros(1)}
-    arrays |= {k: context.backend.asarray(v) if k not in arrays else v for k, v in values.items()}
-    operands = tuple(Operand(k, "", v.shape, str(v.dtype)) for k, v in values.items())
-    program = Program((Call(name, operands, examples.scalars(name)),), {}, frozenset(), 1, "float32")
-    runner = OneCall(context, Memory({}, arrays))
-    runner.prepare(program)
-    return {step.operation for step in runner.linked(program).steps}

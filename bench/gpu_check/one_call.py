@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 
 from gpumlp.executors.device import DeviceExecutor
 from gpumlp.kernels import KernelSpec
-from gpumlp.kernels.cuda import OPERATIONS
 from gpumlp.kernels.cuda.device import Kernels
 from gpumlp.kernels.reference import kernel
 from gpumlp.program import Call, Memory, Operand, Program, new_control
 
-from .checks import PRODUCT_TOLERANCE, Array, Context, Values, relative_error
+from .checks import PRODUCT_TOLERANCE, Array, Check, Context, Values, relative_error
 from .examples import Examples
 
 DTYPES = ("float32", "float64")
@@ -66,11 +65,23 @@ class OneCall(DeviceExecutor):
 
 
 class Compiled:
-    """All kernels of every type, compiled at once; where that fails, each check compiles its own."""
+    """Kernels of every type, compiled at once on the stand-in, whose compiler takes as long for one as for all.
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    On a GPU each check compiles its own, within a second for most: several processes then compile side by side, and
+    all of a type at once would take one process half a minute.
+
+    Args:
+        context: of the section.
+        operations: to compile.
+    """
+
+    def __init__(self, context: Context, operations: Collection[str]) -> None:
+        self.context, self.operations = context, frozenset(operations)
         self.kernels: dict[str, Kernels] = {}
+
+    def checks(self) -> list[Check]:
+        """Return what comes before all other checks."""
+        return [Check("compile", self.compile, limit=170)] if self.context.is_host else []
 
     def compile(self) -> Values:
         """Compile; the seconds are those of a machine that has nothing in its cache, or of one that has."""
@@ -78,7 +89,7 @@ class Compiled:
 
         def one(dtype: str) -> float:
             start = time.perf_counter()
-            self.kernels[dtype] = device.kernels(dtype, frozenset(OPERATIONS))
+            self.kernels[dtype] = device.kernels(dtype, self.operations)
             return time.perf_counter() - start
 
         with ThreadPoolExecutor(len(COMPILED_FOR)) as pool:
@@ -150,6 +161,18 @@ def reference(
     with np.errstate(all="ignore"):
         kernel(name)(np, *wide.values(), **scalars)
     return {k: v for k, v in wide.items() if v is not None}
+
+
+def operations_of(context: Context, name: str, examples: Examples, blocks: int = 0) -> set[str]:
+    """Return the operations that the call of a kernel unfolds to; see `OneCall` for the blocks."""
+    values = examples.operands(name, "float32")
+    arrays: dict[str, Any] = {"control": new_control(0), "rates": np.zeros(1)}
+    arrays |= {k: context.backend.asarray(v) if k not in arrays else v for k, v in values.items()}
+    operands = tuple(Operand(k, "", v.shape, str(v.dtype)) for k, v in values.items())
+    program = Program((Call(name, operands, examples.scalars(name)),), {}, frozenset(), 1, "float32")
+    runner = OneCall(context, Memory({}, arrays), blocks)
+    runner.prepare(program)
+    return {step.operation for step in runner.linked(program).steps}
 
 
 def written(spec: KernelSpec) -> tuple[str, ...]:

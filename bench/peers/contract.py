@@ -159,6 +159,7 @@ class Peer(ABC):
         untimed_epochs: that `timed` trains before its clock starts.
         device: "cpu", or what the library calls a GPU.
         optimizers: names of those that it is written for.
+        prepares_alone: its compiler chooses by what it times on the device: beside others it would choose by chance.
     """
 
     name: ClassVar[str]
@@ -169,6 +170,7 @@ class Peer(ABC):
     losses: ClassVar[Mapping[str, str]] = {}
     device: ClassVar[str] = "cpu"
     optimizers: ClassVar[tuple[str, ...]] = ("sgd",)
+    prepares_alone: ClassVar[bool] = False
     untimed_epochs: int = 0
 
     def __init__(self, threads: int) -> None:

@@ -25,9 +25,10 @@ class GpumlpGpu(Gpumlp):
 
 
 class JaxGpu(Jax):
-    """The same epoch as on the CPU, compiled for the GPU."""
+    """The same epoch as on the CPU, compiled for the GPU; XLA times there the ways that it has for a product."""
 
     device = "cuda"
+    prepares_alone = True
 
     @classmethod
     def environment(cls, threads: int) -> dict[str, str]:
@@ -170,6 +171,11 @@ class TorchCompileGpu(_Captured):
     @classmethod
     def available(cls) -> str | None:
         return TorchCompile.available()
+
+    @classmethod
+    def environment(cls, threads: int) -> dict[str, str]:
+        # by itself each process starts one for each CPU that imports PyTorch and compiles; many of them prepare at once
+        return super().environment(threads) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
     def take_weights(self) -> None:
         import torch

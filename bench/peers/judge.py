@@ -81,24 +81,47 @@ class Judge:
     def _path(self, worker: Worker) -> Path:
         return self.folder / f"{worker.peer.name}-{worker.threads}.npz"
 
+    def make_files(self) -> None:
+        """Write what peers of the workload's own loss read, and train the reference, before the first asks for them."""
+        with self._lock:
+            self._files(self.problem.workload.loss)
+
     def enter(self, worker: Worker) -> Entry:
         """Check a worker and let it prepare.
 
         Raises:
             WorkerError: it failed, or its result is not the reference's.
         """
+        entry = self.check(worker)
+        self.prepare(entry)
+        return entry
+
+    def prepare(self, entry: Entry, limit: float = WARM_UP_LIMIT) -> None:
+        """Let a worker that was checked prepare, within so many seconds.
+
+        Raises:
+            WorkerError: it failed.
+        """
+        problem, _ = self._saved[entry.loss]
+        entry.worker.ask("prepare", limit, problem=problem)
+
+    def check(self, worker: Worker, limit: float = WARM_UP_LIMIT) -> Entry:
+        """Hold what a worker trains against the reference, within so many seconds.
+
+        Raises:
+            WorkerError: it failed, or its result is not the reference's.
+        """
         loss = worker.peer.losses.get(self.problem.workload.loss, self.problem.workload.loss)
         with self._lock:
-            problem, to_check = self._files(loss)
+            _, to_check = self._files(loss)
         path = self._path(worker)
-        worker.ask("check", WARM_UP_LIMIT, problem=to_check, epochs=CHECK_EPOCHS, path=str(path))
+        worker.ask("check", limit, problem=to_check, epochs=CHECK_EPOCHS, path=str(path))
         check = compare(load_weights(path), self._references[loss], self._to_check(loss))
         if not (check["loss_error"] <= self.loss_tolerance and check["move_error"] <= self.move_tolerance):
             raise WorkerError(
                 f"check: after {CHECK_EPOCHS} epochs its loss is {check['loss']:.6g} and its weights are "
                 f"{check['move_error']:.2g} off; the float64 reference has {check['reference']:.6g}: not timed"
             )
-        worker.ask("prepare", WARM_UP_LIMIT, problem=problem)
         return Entry(worker, loss, check)
 
     def _to_check(self, loss: str) -> Problem:
