@@ -13,6 +13,7 @@ from itertools import pairwise
 import gpumlp as gm
 from gpumlp.commands.bench_peak import Peak
 from gpumlp.commands.bench_rounds import Session, executor_of
+from gpumlp.executors.tailoring import at_once
 from gpumlp.workloads import ON_REQUEST, WORKLOADS, Workload
 
 from .checks import PRECISIONS, Check, Context, Failed, Skipped, Values, executor
@@ -204,7 +205,8 @@ class Sweep:
         if not self._trainers:
             self._data = self.workload.load()
             self._trainers = self.workload.trainers(self.context.backend)
-            self._first = self._fit(self.short)
+            with at_once():
+                self._first = self._fit(self.short)
 
     def measure(self) -> Values:
         """Time a short training and a long one."""

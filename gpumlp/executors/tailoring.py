@@ -22,8 +22,8 @@ from ..kernels.layout import ROW_WIDTH, SCALARS
 from .patterns import Walk
 
 AFTER_SECONDS = 2.0
-"""Seconds of the GPU's work on a kind of network after which a kernel is made for it: compiling takes some ten seconds of
-one CPU core."""
+"""Seconds of the GPU's work on a kind of network after which a kernel is made for it: compiling takes some ten seconds
+of one CPU core."""
 
 MOST_ROWS = 100
 """Operations of all programs up to which that is done; compiling takes longer with each."""

@@ -150,7 +150,7 @@ class Device(Protocol):
         """
 
     def tailored(self, text: str) -> Kernels:
-        """Return the resident kernel of a text of `kernels.cuda.tailored`, compiled; other threads may go on meanwhile."""
+        """Return the resident kernel of a text of `kernels.cuda.tailored`, compiled; other threads go on meanwhile."""
 
     def supports_product(self, kind: ProductKind) -> bool:
         """Whether the device's library has a product and computes it right; never where there is no library."""
