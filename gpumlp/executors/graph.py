@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..backend import Backend
 from ..kernels import BFLOAT16, EPOCH, POSITION, PRODUCTS, SEED
-from ..kernels.cuda.device import Launch
+from ..kernels.cuda.device import Kernels, Launch
+from ..kernels.cuda.tailored import Group
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program, activation_bytes
 from .bfloat16 import (
@@ -33,6 +35,8 @@ from .lowering import (
 )
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
 from .products import ENDINGS, by_own_kernel, fuse_epilogues
+from .tailored_launches import groups_of, tailored_launches
+from .tailoring import Tailor, tailor_for_launches
 from .turned import DATA_TURNED, read_turned, turned
 from .workers import multiply_adds_of
 
@@ -76,6 +80,11 @@ rows of 100 on an H200, where a launch with little work takes 1.5: products of o
 SUMS_APART_FROM = 1 << 22
 """Numbers of a matrix from which the gradient of an activation and the sums of its columns are two passes: on an H200
 those of 4096 x 4096 in bf16 took 25.3 and 14.1 us, and 51.7 in one. `bench.gpu_check` measures a training in one."""
+
+
+TAILORED_BELOW = 2e-4
+"""Seconds of a step up to which kernels made for its launches can pay: in longer ones they wait for memory, or there is
+more of the library's work than of theirs."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,8 @@ class GraphExecutor(DeviceExecutor):
         super().__init__(backend, memory, workers, precision)
         self._ready: dict[tuple[int, int], list[Launch]] = {}
         self._graphs: dict[tuple[int, Chunk], Launch] = {}
+        self._tailors: dict[int, Tailor | None] = {}
+        self._tailored: dict[int, Kernels] = {}  # by plan, where they are in use
         self._copying: Linked | None = None
         self._copy_launches: list[Launch] | None = None
         self._plans: list[StepPlan] = []  # whose graphs there are; kept, so that no other has their identity
@@ -245,6 +256,7 @@ class GraphExecutor(DeviceExecutor):
         control = self._host["control"]
         position, sorts = int(control[POSITION]), self._sorts_by_library(plan.begin)
         epoch = int(control[EPOCH]) + (position > 0)  # the next to begin
+        tailor, start = self._tailor(plan), time.perf_counter()
         with self.backend.active():
             # once a block: whoever owns data and parameters may change them between
             for copy in self._copies():
@@ -258,6 +270,9 @@ class GraphExecutor(DeviceExecutor):
             done = self.copy_out(first_slot)
             if done < n_steps and sorts:  # later epochs may have begun: back to the order of the failing one
                 self._order_rows(plan.begin)
+        seconds = time.perf_counter() - start
+        if tailor is not None and seconds < n_steps * TAILORED_BELOW:
+            tailor.worked(seconds)
         return done
 
     def _copies(self) -> list[Launch]:
@@ -279,17 +294,57 @@ class GraphExecutor(DeviceExecutor):
             self._ready[key] = self.launches(linked)
         return self._ready[key]
 
+    def _programs(self, plan: StepPlan) -> list[Linked]:
+        """What is launched for a plan: what begins an epoch, the step, and the short one where there is one."""
+        steps = [program for program in (plan.batch, plan.last) if program is not None]
+        return [self.linked(plan.begin), *(self.with_advance(program, plan) for program in steps)]
+
+    def _groups(self, plan: StepPlan) -> list[list[Group | None]]:
+        return [
+            groups_of(p, linked.steps, self.groups(linked.steps, linked.program.dtype))
+            for p, linked in enumerate(self._programs(plan))
+        ]
+
+    def _tailor(self, plan: StepPlan) -> Tailor | None:
+        """Who makes kernels for a plan; they are taken once they are ready."""
+        if id(plan) not in self._tailors:
+            dtype = plan.batch.dtype
+            tailors = self.compiled_for(dtype) == "float32" and not self._sorts_by_library(plan.begin)
+            made = (
+                tailor_for_launches(self._groups(plan), self.device, dtype, self._large) if tailors else None
+            )
+            self._tailors[id(plan)] = made
+            self._plans.append(plan)
+        tailor = self._tailors[id(plan)]
+        kernels = None if tailor is None else tailor.kernels()
+        if kernels is not None and id(plan) not in self._tailored:
+            self._tailored[id(plan)] = kernels
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != id(plan)}
+        return tailor
+
+    def _launches_of_plan(self, plan: StepPlan) -> list[list[Launch]]:
+        """Launches of its programs, by kernels made for them where there are any."""
+        last = [] if plan.last is None else [self._launches_of(plan.last, plan)]
+        general = [self._launches_of(plan.begin), self._launches_of(plan.batch, plan), *last]
+        kernels = self._tailored.get(id(plan))
+        if kernels is None:
+            return general
+        rows = map(self.encode, self._programs(plan))
+        return [
+            tailored_launches(kernels, groups, of_program, launches)
+            for groups, of_program, launches in zip(self._groups(plan), rows, general, strict=True)
+        ]
+
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin, batch = self._launches_of(plan.begin), self._launches_of(plan.batch, plan)
-            last = self._launches_of(plan.last, plan) if plan.last is not None else []
+            begin, batch, *rest = self._launches_of_plan(plan)
+            last = rest[0] if rest else []
             full = plan.steps - (plan.last is not None)
             if chunk.epochs:
                 launches = (begin + batch * full + last) * chunk.epochs
             else:
                 launches = begin * chunk.begin + batch * chunk.full + last * chunk.last
-            self._plans.append(plan)
             self._graphs[key] = self.device.capture(launches)
         return self._graphs[key]
 

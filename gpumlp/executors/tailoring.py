@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..kernels.cuda import MAX_SCALARS
 from ..kernels.cuda.device import Device, Kernels
-from ..kernels.cuda.tailored import IN_SHARED, Rows, tailored
+from ..kernels.cuda.tailored import IN_SHARED, Group, Rows, launched, tailored
 from ..kernels.layout import ROW_WIDTH, SCALARS
 from .patterns import Walk
 
@@ -96,7 +96,7 @@ class Tailor:
 
 
 def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | None:
-    """Return who makes the kernel of a walk, the same for all that are equal; None where it does not pay.
+    """Return who makes the resident kernel of a walk, the same for all that are equal; None where it does not pay.
 
     Args:
         walk: of a network.
@@ -108,13 +108,36 @@ def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | 
         return None
     image = walk.image.words.tobytes(), walk.image.pieces.tobytes()
     key = (dtype, large, walk.threads, walk.counts, walk.stages, walk.pieces, *image)
+
+    def make() -> Kernels:
+        text = tailored(dtype, _programs(walk), walk.pieces, walk.threads, large)
+        return device.tailored(text, ["gpumlp_resident"])
+
+    return _known(device, key, make)
+
+
+def tailor_for_launches(
+    programs: Sequence[Sequence[Group | None]], device: Device, dtype: str, large: bool
+) -> Tailor | None:
+    """The same for the launches of programs, of which None are products of the library."""
+    groups = [group for program in programs for group in program if group is not None]
+    if sum(len(group.rows.words) for group in groups) > MOST_ROWS:
+        return None
+    told = ((g.name, g.blocks, g.rows.words.tobytes(), g.rows.scalars.tobytes()) for g in groups)
+
+    def make() -> Kernels:
+        return device.tailored(launched(dtype, groups, large), [group.name for group in groups])
+
+    return _known(device, (dtype, large, *told), make)
+
+
+def _known(device: Device, key: Hashable, make: Callable[[], Kernels]) -> Tailor:
+    """The tailor of a kind of network on a device; a new one where there is none."""
     with _LOCK:
-        known = _TAILORS.setdefault(device, {})
-        if key not in known:
-            known[key] = Tailor(
-                lambda: device.tailored(tailored(dtype, _programs(walk), walk.pieces, walk.threads, large))
-            )
-        return known[key]
+        tailors = _TAILORS.setdefault(device, {})
+        if key not in tailors:
+            tailors[key] = Tailor(make)
+        return tailors[key]
 
 
 def _programs(walk: Walk) -> list[Rows]:

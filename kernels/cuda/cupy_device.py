@@ -42,9 +42,7 @@ class CupyKernels:
     Args:
         cupy: the module of that name.
         text: from `kernels.cuda.source`.
-        operations: names of `kernels.cuda.OPERATIONS`.
-        resident: whether the resident kernel is wanted too.
-        chained: whether chains are.
+        names: of the kernels.
         shared_bytes: shared memory that a block of the device may ask for.
     """
 
@@ -52,19 +50,14 @@ class CupyKernels:
         self,
         cupy: Any,
         text: str,
-        operations: Collection[str],
-        resident: bool,
-        chained: bool,
+        names: Sequence[str],
         shared_bytes: int,
     ) -> None:
         self._module = cupy.RawModule(code=text, options=OPTIONS)
-        names = [f"gpumlp_{name}" for name in operations]
-        names += ["gpumlp_resident"] if resident else []
-        names += ["gpumlp_chain"] if chained else []
         # nothing may be loaded while a graph is captured, and CUDA loads a function when it is first asked about
         self._functions = {name: self._module.get_function(name) for name in names}
         static = {name: function.shared_size_bytes for name, function in self._functions.items()}
-        if resident:
+        if "gpumlp_resident" in names:
             # once, for all launches: another thread's smaller network must not take from a larger one
             function = self._functions["gpumlp_resident"]
             function.max_dynamic_shared_size_bytes = shared_bytes - static["gpumlp_resident"]
@@ -74,6 +67,11 @@ class CupyKernels:
     def launch(self, operation: str, row: np.ndarray, blocks: int, threads: int) -> Launch:
         function = self._functions[f"gpumlp_{operation}"]
         by_value = row.copy().view(np.dtype((np.void, row.nbytes)))
+        return lambda: function((blocks,), (threads,), (by_value,))
+
+    def launch_places(self, name: str, places: np.ndarray, blocks: int, threads: int) -> Launch:
+        function = self._functions[name]
+        by_value = places.copy().view(np.dtype((np.void, places.nbytes)))
         return lambda: function((blocks,), (threads,), (by_value,))
 
     def launch_chain(self, rows: Array, count: int) -> Launch:
@@ -215,18 +213,19 @@ class CupyDevice:
         large: bool = False,
     ) -> CupyKernels:
         text = source(dtype, operations, walked, chained, large)
+        names = [f"gpumlp_{name}" for name in sorted(operations)]
+        names += ["gpumlp_resident"] if walked else []
+        names += ["gpumlp_chain"] if chained else []
         with _LOCK:
             if text not in self._modules:
                 with self.active():
-                    self._modules[text] = CupyKernels(
-                        self._cupy, text, sorted(operations), bool(walked), bool(chained), self.shared_bytes
-                    )
+                    self._modules[text] = CupyKernels(self._cupy, text, names, self.shared_bytes)
             return self._modules[text]
 
-    def tailored(self, text: str) -> CupyKernels:
+    def tailored(self, text: str, names: Sequence[str]) -> CupyKernels:
         if text not in self._modules:
             with self.active():  # not held: it takes seconds, and trainings begin meanwhile
-                made = CupyKernels(self._cupy, text, (), True, False, self.shared_bytes)
+                made = CupyKernels(self._cupy, text, names, self.shared_bytes)
             with _LOCK:
                 self._modules.setdefault(text, made)
         return self._modules[text]

@@ -80,6 +80,9 @@ class Kernels(Protocol):
         the device, at most `MAX_CHAIN` of them.
         """
 
+    def launch_places(self, name: str, places: np.ndarray, blocks: int, threads: int) -> Launch:
+        """Return what launches a kernel of `tailored.launched`; `places` has PLACES addresses, int64."""
+
     def launch_resident(self, networks: Array, count: int, threads: int, shared_bytes: int) -> Launch:
         """Return what launches the resident kernel, a block for each of `count` entries at `networks`."""
 
@@ -149,8 +152,8 @@ class Device(Protocol):
             large: whether some operand has more than `MOST_ELEMENTS`.
         """
 
-    def tailored(self, text: str) -> Kernels:
-        """Return the resident kernel of a text of `kernels.cuda.tailored`, compiled; other threads go on meanwhile."""
+    def tailored(self, text: str, names: Sequence[str]) -> Kernels:
+        """Return kernels of a text of `kernels.cuda.tailored`, compiled; other threads go on meanwhile."""
 
     def supports_product(self, kind: ProductKind) -> bool:
         """Whether the device's library has a product and computes it right; never where there is no library."""

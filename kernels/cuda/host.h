@@ -27,6 +27,9 @@ extern "C" __attribute__((weak, visibility("hidden"))) char __start_gpumlp_share
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
+#if !defined(__clang__)
+#define __builtin_assume(condition)
+#endif
 #define __align__(n) alignas(n)
 #define GPUMLP_DYNAMIC_SHARED(name) unsigned char* name = fibers::dynamic_shared
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..layout import ROW_WIDTH
 from . import OPERATIONS, source
+from .tailored import PLACES
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing", "-w")
@@ -41,12 +42,15 @@ struct Arguments {
   void* function;
   long long words[%(pointers)d];
 };
+template <int COUNT>
 struct Words {
-  long long words[%(row)d];
+  long long words[COUNT];
 };
-static void with_row(const void* a) {
+template <int COUNT>
+static void with_words(const void* a) {
   const Arguments* arguments = static_cast<const Arguments*>(a);
-  reinterpret_cast<void (*)(Words)>(arguments->function)(*reinterpret_cast<const Words*>(arguments->words[0]));
+  reinterpret_cast<void (*)(Words<COUNT>)>(arguments->function)(
+      *reinterpret_cast<const Words<COUNT>*>(arguments->words[0]));
 }
 static void with_pointers(const void* a) {
   const long long* w = static_cast<const Arguments*>(a)->words;
@@ -54,12 +58,14 @@ static void with_pointers(const void* a) {
 }
 }  // namespace gpumlp_entry
 extern "C" __attribute__((visibility("default")))
-int gpumlp_launch(void* function, const long long* words, int by_row, int blocks, int threads, long long shared_bytes,
+int gpumlp_launch(void* function, const long long* words, int by_value, int blocks, int threads, long long shared_bytes,
                   int order, unsigned seed) {
   gpumlp_entry::Arguments arguments = {function, {}};
-  for (int k = 0; k < (by_row ? 1 : %(pointers)d); k++) arguments.words[k] = words[k];
-  return fibers::launch(by_row ? gpumlp_entry::with_row : gpumlp_entry::with_pointers, &arguments, blocks, threads,
-                        size_t(shared_bytes), order, seed);
+  for (int k = 0; k < (by_value ? 1 : %(pointers)d); k++) arguments.words[k] = words[k];
+  const auto call = by_value == %(row)d      ? gpumlp_entry::with_words<%(row)d>
+                    : by_value == %(places)d ? gpumlp_entry::with_words<%(places)d>
+                                             : gpumlp_entry::with_pointers;
+  return fibers::launch(call, &arguments, blocks, threads, size_t(shared_bytes), order, seed);
 }
 """
 
@@ -138,6 +144,7 @@ def _entry() -> str:
     return _ENTRY % {
         "pointers": MAX_POINTERS,
         "row": ROW_WIDTH,
+        "places": PLACES,
         "types": ", ".join("long long" for _ in places),
         "words": ", ".join(f"w[{k}]" for k in places),
     }
@@ -182,8 +189,20 @@ class HostModule:
         """
         if row.shape != (ROW_WIDTH,) or row.dtype != np.int64 or not row.flags.c_contiguous:
             raise ValueError(f"a row is ({ROW_WIDTH},) int64, contiguous; given {row.shape} {row.dtype}")
-        words = np.array([row.ctypes.data], np.int64)
-        self._run(f"gpumlp_{name}", words, True, blocks, threads, 0, order)
+        self._run_with(f"gpumlp_{name}", row, blocks, threads, order)
+
+    def call_with_places(
+        self, symbol: str, places: np.ndarray, blocks: int, threads: int, order: str = "ascending"
+    ) -> None:
+        """Run a kernel of `tailored.launched`, which is given addresses, (PLACES,) int64; see `launch`."""
+        assert places.shape == (PLACES,)
+        assert places.dtype == np.int64
+        self._run_with(symbol, places, blocks, threads, order)
+
+    def _run_with(self, symbol: str, value: np.ndarray, blocks: int, threads: int, order: str) -> None:
+        """Run a kernel that is given int64 by value."""
+        words = np.array([value.ctypes.data], np.int64)
+        self._run(symbol, words, value.size, blocks, threads, 0, order)
 
     def call(
         self, symbol: str, blocks: int, threads: int, shared_bytes: int, order: str, *pointers: int
@@ -199,10 +218,10 @@ class HostModule:
             raise ValueError(f"{len(pointers)} arguments; a kernel on the host takes at most {MAX_POINTERS}")
         words = np.zeros(MAX_POINTERS, np.int64)
         words[: len(pointers)] = pointers
-        self._run(symbol, words, False, blocks, threads, shared_bytes, order)
+        self._run(symbol, words, 0, blocks, threads, shared_bytes, order)
 
     def _run(
-        self, symbol: str, words: Any, by_row: bool, blocks: int, threads: int, shared: int, order: str
+        self, symbol: str, words: Any, by_value: int, blocks: int, threads: int, shared: int, order: str
     ) -> None:
         kind, _, seed = order.partition(":")
         if kind not in _ORDERS or (kind == "random") != seed.isdigit():
@@ -213,7 +232,7 @@ class HostModule:
             raise ValueError(f"no kernel {symbol!r} was compiled") from None
         with _LOCK:  # the threads of a block are global in the library, which is loaded once
             code = self._launch(
-                function, words.ctypes.data, by_row, blocks, threads, shared, _ORDERS[kind], int(seed or 0)
+                function, words.ctypes.data, by_value, blocks, threads, shared, _ORDERS[kind], int(seed or 0)
             )
         if code:
             raise RuntimeError(f"{symbol}, {blocks} blocks of {threads} threads: {_FAILURES[code]}")

@@ -39,6 +39,10 @@ class HostKernels:
         row = row.copy()  # as the parameters of a launch are
         return self._in_stream(lambda: self._module.launch(operation, row, blocks, threads, self._order))
 
+    def launch_places(self, name: str, places: np.ndarray, blocks: int, threads: int) -> Launch:
+        places, run = places.copy(), self._module.call_with_places
+        return self._in_stream(lambda: run(name, places, blocks, threads, self._order))
+
     def launch_chain(self, rows: np.ndarray, count: int) -> Launch:
         run = self._module.call
         return self._in_stream(
@@ -169,7 +173,7 @@ class HostDevice:
                 self._kernels[dtype, large] = HostKernels(host.HostModule(dtype, large=large), self)
             return self._kernels[dtype, large]
 
-    def tailored(self, text: str) -> HostKernels:
+    def tailored(self, text: str, names: Sequence[str]) -> HostKernels:
         return HostKernels(host.HostModule(text=text), self)
 
     def supports_product(self, kind: ProductKind) -> bool:

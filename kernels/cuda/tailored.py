@@ -1,8 +1,8 @@
-"""The resident kernel for one kind of network: its programs as functions, in which a row is constants.
+"""Kernels for one kind of network, in which its rows are constants: the resident kernel, and launches of their own.
 
 The compiler then knows every size, place and scalar: of an operation what this row does is left, without the questions
 that tell it from others. On a model of an H200's multiprocessor a step of a small network has half of the instructions.
-Each number is made by the same operations in the same order as by the general kernel: bits are the same.
+Each number is made by the same operations in the same order as by a general kernel: bits are the same.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import layout
-from . import FILES, OPERATIONS, TYPES, constants, text
+from . import CHAIN_THREADS, FILES, MAX_CHAIN, OPERATIONS, THREADS, TYPES, constants, text
 
 IN_SHARED = -1
 """Stands for shared memory, where otherwise the number of a piece of memory stands."""
@@ -111,20 +111,27 @@ def _function(function: str, name: str, real: str, rows: Rows, i: int) -> str:
             return f"(long long)(shared + {words[k]})"
         return f"((const long long*)shared)[{pieces[k]}] + {words[k]}" if pieces[k] else "0"
 
-    operands = []
+    kind = f"{real}, true" if name == "matmul" else real
+    return (
+        f"__device__ __noinline__ void {function}(size_t at) {{\n"
+        f"  char* shared = (char*)__cvta_shared_to_generic(at);\n"
+        f"{_row(rows, i, address)}"
+        f"  {name}<{kind}>(row, Block{{0, 1}});\n}}\n"
+    )
+
+
+def _row(rows: Rows, i: int, address: Callable[[int], str]) -> str:
+    """A row as a constant of a function; `address` says what stands for that of a word."""
+    words, operands = rows.words[i], []
     for first in range(layout.OPERANDS, layout.ROW_WIDTH, layout.OPERAND_WIDTH):
         numbers = ", ".join(map(str, words[first + 1 : first + layout.OPERAND_WIDTH]))
         operands.append(f"{{{address(first)}, {numbers}}}")
     scalars = ", ".join(map(_number, rows.scalars[i].tolist()))
     code, flags = words[layout.FUNCTION], words[layout.FLAGS]
-    kind = f"{real}, true" if name == "matmul" else real
     return (
-        f"__device__ __noinline__ void {function}(size_t at) {{\n"
-        f"  char* shared = (char*)__cvta_shared_to_generic(at);\n"
         f"  const double scalars[] = {{{scalars}}};\n"
         f"  const Row row = {{{code}, {flags}, scalars, (char*)({address(layout.SCRATCH)}),\n"
         f"                   {{{', '.join(operands)}}}}};\n"
-        f"  {name}<{kind}>(row, Block{{0, 1}});\n}}\n"
     )
 
 
@@ -132,3 +139,66 @@ def _number(x: float) -> str:
     if math.isinf(x):
         return "INFINITE" if x > 0 else "-INFINITE"
     return x.hex()
+
+
+# --- launches of their own ---------------------------------------------------------------------------------------
+
+ADDRESSES = (*range(layout.OPERANDS, layout.ROW_WIDTH, layout.OPERAND_WIDTH), layout.SCRATCH)
+"""Words of a row that are addresses, in the order in which a launch is given them."""
+
+PLACES = MAX_CHAIN * len(ADDRESSES)
+"""Addresses that a launch is given, those of a row behind those of another."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that one launch does, one behind the other; several by one block.
+
+    Attributes:
+        name: of the kernel.
+        rows: in which an address is told by the bytes that it is a multiple of, up to 16; 0 for none.
+        blocks: that share a row.
+    """
+
+    name: str
+    rows: Rows
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return CHAIN_THREADS if len(self.rows.words) > 1 else THREADS
+
+
+def launched(dtype: str, groups: Sequence[Group], large: bool = False) -> str:
+    """Return the text of a kernel for each of some groups of rows; see `Kernels.launch_places`.
+
+    Args:
+        dtype: of `TYPES`.
+        groups: each with a name of its own.
+        large: whether some operand has more than `MOST_ELEMENTS`.
+    """
+    places = f"struct Places {{\n  long long at[{PLACES}];\n}};"
+    kernels = [_kernel(group, TYPES[dtype]) for group in groups]
+    return "\n".join([constants(dtype, large), *map(_inlined, FILES), places, *kernels])
+
+
+def _kernel(group: Group, real: str) -> str:
+    """A group as a kernel that is given the addresses by value."""
+    bodies = []
+    for i, words in enumerate(group.rows.words):
+        first = i * len(ADDRESSES)
+        at = {k: f"places.at[{first + n}]" for n, k in enumerate(ADDRESSES)}
+        known = [f"  __builtin_assume(({at[k]} & {words[k] - 1}) == 0);\n" for k in ADDRESSES if words[k] > 1]
+        name = _BY_CODE[int(words[layout.FUNCTION])]
+        row = _row(group.rows, i, lambda k, words=words, at=at: at[k] if words[k] else "0")  # type: ignore[misc]
+        block = f"Block{{(int)blockIdx.x, {group.blocks}}}" if group.blocks > 1 else "Block{0, 1}"
+        bodies.append(f"{{\n{''.join(known)}{row}  {name}<{real}>(row, {block});\n}}\n")
+    at_once = OPERATIONS[name].at_once if len(bodies) == 1 else 0
+    bounds = f"{group.threads}, {at_once}" if at_once else f"{group.threads}"
+    return (
+        f'extern "C" __global__ void __launch_bounds__({bounds}) '
+        f"{group.name}(const __grid_constant__ Places places) {{\n"
+        f"  __builtin_assume(blockDim.x == {group.threads});\n"
+        f"{'__syncthreads();'.join(bodies)}}}\n"
+    )

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from bench.gpu_check.checks import executor
 from gpumlp.executors import tailoring
+from gpumlp.executors.graph import GraphExecutor
+from gpumlp.executors.resident import ResidentExecutor
 from gpumlp.kernels.cuda import SCRATCH_BYTES
 from gpumlp.kernels.cuda.host_device import HostDevice, HostKernels
 from tests.executors.gpu_trainings import LABELS, VALUES, WEIGHT, X
@@ -22,9 +25,9 @@ def texts(stand_in, monkeypatch):
     found: list[str] = []
     make = HostDevice.tailored
 
-    def noted(self, text):
+    def noted(self, text, names):
         found.append(text)
-        return make(self, text)
+        return make(self, text, names)
 
     monkeypatch.setattr(HostDevice, "tailored", noted)
     stand_in()
@@ -69,8 +72,15 @@ def assert_same_bits(one, other):
     np.testing.assert_array_equal(losses, true)
 
 
+@pytest.fixture(params=[GraphExecutor, ResidentExecutor], ids=["graph", "resident"])
+def kind(request):
+    """Either executor, in the place of the one that would be chosen."""
+    with executor(request.param):
+        yield request.param
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_tailored_kernel_gives_the_bits_of_the_general_one(case, texts):
+def test_tailored_kernels_give_the_bits_of_general_ones(case, kind, texts, used):
     layers, loss, y, optimizer, settings = CASES[case]
 
     def trained():
@@ -81,6 +91,7 @@ def test_a_tailored_kernel_gives_the_bits_of_the_general_one(case, texts):
     with tailoring.at_once():
         tailored = trained()
     assert len(texts) == 1
+    assert used == [kind, kind]
     assert_same_bits(tailored, general)
 
 
@@ -121,11 +132,11 @@ def test_a_training_goes_on_while_its_kernel_is_made_and_then_takes_it(stand_in,
     begun, goes_on, made = threading.Event(), threading.Event(), threading.Event()
     make = HostDevice.tailored
 
-    def slow(self, text):
+    def slow(self, text, names):
         begun.set()
         assert goes_on.wait(60)
         made.set()
-        return make(self, text)
+        return make(self, text, names)
 
     monkeypatch.setattr(HostDevice, "tailored", slow)
     monkeypatch.setattr(tailoring, "AFTER_SECONDS", 0.0)
@@ -159,7 +170,7 @@ def test_short_trainings_make_none(texts):
 def test_a_kernel_that_does_not_compile_is_said_once_and_the_training_goes_on(stand_in, monkeypatch):
     stand_in()
 
-    def fails(self, text):
+    def fails(self, text, names):
         raise RuntimeError("ptxas: no")
 
     general = fit(trainer_of(wide))
@@ -176,7 +187,7 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_the_training_goes_on(st
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
-def test_tailored_kernels_compile_without_spilling_registers(arch, texts):
+def test_tailored_kernels_compile_without_spilling_registers(arch, kind, texts):
     with tailoring.at_once():
         fit(trainer_of(wide), epochs=1)
     _, log = compile_for(arch, texts[0])

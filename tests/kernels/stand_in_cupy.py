@@ -15,6 +15,7 @@ import types
 import numpy as np
 
 from gpumlp.kernels.cuda import host
+from gpumlp.kernels.cuda.tailored import PLACES
 from gpumlp.kernels.layout import ROW_WIDTH
 
 
@@ -208,10 +209,14 @@ class RawKernel:
                 lambda: run(self.name, blocks, threads, shared_mem, "ascending", pointer, *map(int, more))
             )
         else:
-            assert (type(given), given.size, given.nbytes) == (np.ndarray, 1, 8 * ROW_WIDTH)
-            row = given.view(np.int64).reshape(ROW_WIDTH).copy()
-            run, name = self.module.built.launch, self.name.removeprefix("gpumlp_")
-            stream.put(lambda: run(name, row, blocks, threads, "ascending"))
+            assert (type(given), given.size) == (np.ndarray, 1)
+            words, built = given.view(np.int64).reshape(-1).copy(), self.module.built
+            if words.size == PLACES:
+                stream.put(lambda: built.call_with_places(self.name, words, blocks, threads))
+            else:
+                assert words.size == ROW_WIDTH
+                name = self.name.removeprefix("gpumlp_")
+                stream.put(lambda: built.launch(name, words, blocks, threads))
 
 
 class RawModule:
@@ -220,7 +225,11 @@ class RawModule:
         self.code, self.device = code, CUDA.device
         mixed = "MIXED = 1" in code
         double = "<double>(row, Block" in code or "<double>(row_at(" in code  # by itself, or walked
-        self.built = host.HostModule("bf16" if mixed else "float64" if double else "float32")
+        self.built = (
+            host.HostModule(text=code)
+            if "known_threads" in code or "struct Places" in code  # tailored: no text like another
+            else host.HostModule("bf16" if mixed else "float64" if double else "float32")
+        )
 
     def get_function(self, name):
         check(CUDA.here.captures is None, "a module is loaded while a stream is captured")

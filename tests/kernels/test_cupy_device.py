@@ -12,7 +12,8 @@ import pytest
 
 import gpumlp as gm
 from gpumlp import executors, feed
-from gpumlp.executors import graph
+from gpumlp.executors import graph, tailoring
+from gpumlp.executors.gang import WORDS
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels.cuda import OPERATIONS
 from tests.kernels.stand_in_cupy import CUDA, NULL, Stream
@@ -297,11 +298,24 @@ def test_threads_that_want_the_same_kernels_compile_them_once(gpu):
 def test_launches_of_other_sizes_do_not_take_shared_memory_from_a_large_one(gpu):
     device = gpu().device
     kernels = device.kernels("float32", (), walked=sorted(OPERATIONS))
-    networks = device.allocate(88).view(np.int64)  # no step to do
+    networks = device.allocate(8 * WORDS).view(np.int64)  # no step to do
     large = kernels.launch_resident(networks, 1, 256, 90 * 1024)
     kernels.launch_resident(networks, 1, 256, 1024)
     with device.active():
         large()
+
+
+def test_tailored_kernels_are_compiled_once_and_give_the_bits_of_general_ones(kind, gpu):
+    gpu()
+    general, modules = train("fake:0"), CUDA.modules
+    with tailoring.at_once():
+        found = [train("fake:0") for _ in range(2)]
+    # a part of the data that is streamed has steps of its own kind
+    assert CUDA.modules == modules + 1
+    for weights, losses, _ in found:
+        for name, value in general[0].items():
+            np.testing.assert_array_equal(weights[name], value)
+        np.testing.assert_array_equal(losses, general[1])
 
 
 def test_too_little_memory_says_what_was_asked_for_and_what_is_free(gpu):
