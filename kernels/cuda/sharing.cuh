@@ -100,8 +100,8 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
 }
 
 // The same for operands of one row each, as the arenas are, of which the first PRESENT are there: a loop has fewer
-// instructions, and two packs are under way at a time. They are of four where some are bfloat16 too: with packs of eight
-// floats a thread, each store of a warp would be of every other 16 bytes, half of each sector of memory.
+// instructions, and two packs are under way at a time. They are of four where some are bfloat16 too: with packs of
+// eight floats a thread, each store of a warp would be of every other 16 bytes, half of each sector of memory.
 template <int PRESENT, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COUNT], Block block, F f) {
   constexpr int WIDTH = 4, AT_ONCE = 2;
