@@ -46,8 +46,8 @@ MORE_THREADS = Change(
 GRADIENTS_IN_EPILOGUES = Change(
     "graph with gradients of relu in epilogues", "graph", "SLOW_EPILOGUES", graph, frozenset()
 )
-SUMS_ON_THE_WAY = Change(
-    "graph with sums of large gradients on the way", "graph", "SUMS_APART_FROM", graph, 1 << 62
+SUMS_APART = Change(
+    "graph with sums of large gradients in a pass of their own", "graph", "SUMS_APART_FROM", graph, 1 << 22
 )
 BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
 FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
@@ -56,7 +56,7 @@ SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
 OTHERWISE = (
     ("sweep", "float32", MORE_THREADS),
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
-    ("wide", "bf16", SUMS_ON_THE_WAY),
+    ("wide", "bf16", SUMS_APART),
     ("small", "float32", BY_LIBRARY),
     ("ee6132", "float32", BY_LIBRARY),
     ("ee6132", "float32", FEWER_OWN),

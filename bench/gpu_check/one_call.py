@@ -25,6 +25,7 @@ SIZES = {
     "odd": Examples(67, 131, 4099),
     "long": Examples(2050, 9, 100_003),
     "wide": Examples(9, 1037, 1 << 20),
+    "long rows": Examples(150, 4104, 12),
     "one column": Examples(300, 1, 5),
 }
 ON_HOST = ("small", "one column")

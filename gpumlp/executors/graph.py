@@ -77,9 +77,10 @@ NARROW_FROM = 256
 """Rows from which more than one block sums the gradients of a layer with few outputs. One alone took 10.4 us for 64
 rows of 100 on an H200, where a launch with little work takes 1.5: products of our own are better, where they may be."""
 
-SUMS_APART_FROM = 1 << 22
-"""Numbers of a matrix from which the gradient of an activation and the sums of its columns are two passes: on an H200
-those of 4096 x 4096 in bf16 took 25.3 and 14.1 us, and 51.7 in one. `bench.gpu_check` measures a training in one."""
+SUMS_APART_FROM = 1 << 62
+"""Numbers of a matrix from which the gradient of an activation and the sums of its columns are two passes: none has so
+many. On an H200 those of 4096 x 4096 in bf16 took 25.3 and 14.1 us; one pass has 100 MB to move, and is better from
+2.8 TB/s on. It took 51.7 while its loads waited for each other. `bench.gpu_check` measures a training in two."""
 
 
 TAILORED_BELOW = 2e-4

@@ -18,7 +18,6 @@ from ..kernels.cuda import (
     SCRATCH_BYTES,
     THREADS,
     blocks,
-    lanes,
     narrow_shares,
     narrow_tiles,
     shares,
@@ -204,13 +203,14 @@ def _column_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     matrix, db = step.places[-2], step.places[-1]
     assert matrix is not None
     assert db is not None
-    count = shares(matrix.rows, matrix.columns, THREADS, most_blocks)
+    halves = matrix.columns % 8 == 0 and all(p is not None and p.itemsize == 2 for p in step.places[:-1])
+    count, tiles = shares(matrix.rows, matrix.columns, THREADS, most_blocks, halves)
     if count == 1:
         yield step
         return
     (sums,) = _shares_of([db], count, step, backend)
     step.places = [*step.places[:-1], sums]
-    step.blocks = -(-matrix.columns // lanes(matrix.columns)) * count
+    step.blocks = tiles * count
     yield step
     yield Step("column_sums", [sums, db])
 

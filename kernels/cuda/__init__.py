@@ -52,6 +52,7 @@ FILES = (
     "memory",
     "tensor",
     "sharing",
+    "column_sums",
     "narrow_halves",
     "narrow",
     "activations",
@@ -76,6 +77,9 @@ PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 LONG_ROW = 2048  # columns from which a whole block takes a row, where an operation knows how to
+HALVES_WIDTH = (
+    64  # columns that a block takes of matrices of bfloat16 whose columns are summed: a line of memory
+)
 ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
 NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
 THREADS_HELD = 2048  # by a multiprocessor at a time, at most
@@ -229,15 +233,20 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
     return max(1, min(wanted, most))
 
 
-def shares(rows: int, columns: int, threads: int, most: int) -> int:
-    """Return into how many shares the rows of a matrix are best split where its columns are summed.
+def shares(rows: int, columns: int, threads: int, most: int, halves: bool = False) -> tuple[int, int]:
+    """Return into how many shares the rows of a matrix are best split where its columns are summed, and its tiles.
 
-    A block takes up to 32 columns of one share. With more than one share, ``db`` is a matrix of that many rows,
-    to be summed by `column_sums` once more.
+    A block takes a tile, up to 32 columns, of one share. With more than one share, ``db`` is a matrix of that many
+    rows, to be summed by `column_sums` once more.
+
+    Args:
+        halves: whether all operands are bfloat16 and rows are whole packs of eight: a tile then is up to `HALVES_WIDTH`
+            columns, and a multiprocessor has registers for four blocks at a time; more would begin late.
     """
-    tiles = -(-columns // lanes(columns))
-    worth = rows * lanes(columns) // (threads * 8)  # a second pass does not pay below 8 rows a thread
-    return max(1, min(most // tiles, worth))
+    width = min(1 << (columns - 1).bit_length(), HALVES_WIDTH) if halves else lanes(columns)
+    tiles = -(-columns // width)
+    worth = rows * width // (threads * 8)  # a second pass does not pay below 8 rows a thread
+    return max(1, min((most * 4 * threads // THREADS_HELD if halves else most) // tiles, worth)), tiles
 
 
 def narrow_tiles(columns: int, itemsize: int) -> int:
@@ -274,6 +283,7 @@ def constants(dtype: str, large: bool) -> str:
         "TILE": TILE,
         "WARP": WARP,
         "LONG_ROW": LONG_ROW,
+        "HALVES_WIDTH": HALVES_WIDTH,
         "ROW_EACH": ROW_EACH,
         "NARROW": NARROW,
         "NARROW_ROWS": NARROW_ROWS,

@@ -55,9 +55,9 @@ __device__ void layer_norm_grad(const Row& row, Block block) {
     });
   const Matrix<T> operands[] = {dy, x};
   if (dgamma)
-    sum_columns<3, 0>(operands, dgamma, block,
-                      [&](T(&v)[2], Index i) { return v[0] * ((v[1] - means[i]) * rstds[i]); });
-  if (dbeta) sum_columns<1, 0>(operands, dbeta, block, [](T(&v)[2], Index) { return v[0]; });
+    sum_columns<3, 0, false>(operands, dgamma, block,
+                             [&](T(&v)[2], Index i) { return v[0] * ((v[1] - means[i]) * rstds[i]); });
+  if (dbeta) sum_columns<1, 0, false>(operands, dbeta, block, [](T(&v)[2], Index) { return v[0]; });
 }
 
 // Each column to mean 0 and variance 1 of the batch: operands x, gamma?, beta?, y, mean, var, rstd; scalar eps.

@@ -100,8 +100,8 @@ __device__ __forceinline__ void elementwise(const Matrix<T> (&operands)[COUNT], 
 }
 
 // The same for operands of one row each, as the arenas are, of which the first PRESENT are there: a loop has fewer
-// instructions, and two packs are under way at a time. They are of four where some are bfloat16 too: with packs of eight
-// floats a thread, each store of a warp would be of every other 16 bytes, half of each sector of memory.
+// instructions, and two packs are under way at a time. They are of four where some are bfloat16 too: with packs of
+// eight floats a thread, each store of a warp would be of every other 16 bytes, half of each sector of memory.
 template <int PRESENT, unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
 __device__ __forceinline__ void elementwise_flat(const Matrix<T> (&operands)[COUNT], Block block, F f) {
   constexpr int WIDTH = 4, AT_ONCE = 2;
@@ -263,71 +263,5 @@ __device__ __forceinline__ void for_each_column(Index columns, Block block, Body
   for (Index first = (Index)block.index * c.width; first < columns; first += (Index)block.count * c.width) {
     const Index j = first + c.place;
     body(j < columns ? j : columns - 1, j < columns, c);
-  }
-}
-
-// db = sums over the columns of what f gives for the entries of operands of one shape, as in `elementwise`: f(entry, i)
-// may change those that WRITTEN names. With one row in db over all rows; with more, each over its share of the rows.
-// A thread takes four neighbouring columns; sums of up to 64 terms are added up apart, as in `sum_over`.
-template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], Matrix<T> db, Block block, F f) {
-  // what the warps have lies in the scratch memory together
-  constexpr int C = 4, ROWS = 2, WIDEST = SCRATCH_BYTES / (C * (int)sizeof(T)) * WARP / CHAIN_THREADS;
-  static_assert(RESIDENT_THREADS <= CHAIN_THREADS && THREADS <= CHAIN_THREADS, "the most threads of a block");
-  T* shared = shared_scratch<T>();
-  const int rows = (int)operands[0].rows, columns = (int)operands[0].columns, packs = (columns + C - 1) / C;
-  bool wide = true;
-#pragma unroll
-  for (int k = 0; k < COUNT; k++) wide = wide && aligned<C>(operands[k]);
-  // threads abreast: a block takes 32 columns at once, and up to 128 where it is the only one
-  const int level = doublings_for(min(packs, block.count == 1 ? WIDEST : WARP / C)), width = 1 << level;
-  const int place = threadIdx.x & (width - 1), deep = blockDim.x >> level, tiles = (packs + width - 1) >> level;
-  const int shares = (int)db.rows, each = shares > 1 ? (rows + shares - 1) / shares : rows;
-  for (int unit = block.index; unit < tiles * shares; unit += block.count) {
-    const int share = shares > 1 ? unit / tiles : 0, left = (unit - share * tiles) * width * C, j = left + place * C;
-    const int last = (share + 1) * each < rows ? (share + 1) * each : rows;
-    T totals[C] = {};
-    for (int i = share * each + (threadIdx.x >> level); i < last && j < columns;) {
-      T part[C] = {};
-#pragma unroll 1
-      for (int n = 0; n < 64 / ROWS && i < last; n++, i += ROWS * deep) {
-        const bool all = wide && j + C <= columns && i + (ROWS - 1) * deep < last;
-        T v[COUNT][ROWS][C];
-#pragma unroll
-        for (int k = 0; k < COUNT; k++)
-          if (READ >> k & 1) load_rows(v[k], operands[k], i, deep, last, j, all);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          const bool here = all || i + r * deep < last;
-#pragma unroll
-          for (int c = 0; c < C; c++) {
-            T entry[COUNT];
-#pragma unroll
-            for (int k = 0; k < COUNT; k++) entry[k] = READ >> k & 1 ? v[k][r][c] : T(0);
-            const T term = f(entry, here ? i + r * deep : i);
-            if (here) part[c] += term;
-#pragma unroll
-            for (int k = 0; k < COUNT; k++) v[k][r][c] = entry[k];
-          }
-        }
-#pragma unroll
-        for (int k = 0; k < COUNT; k++)
-          if (WRITTEN >> k & 1) store_rows(operands[k], i, deep, last, j, v[k], all);
-      }
-#pragma unroll
-      for (int c = 0; c < C; c++) totals[c] += part[c];
-    }
-    // over the lanes of a warp that stand in the same columns, then over the warps
-    for (int step = WARP / 2; step >= width; step /= 2)
-#pragma unroll
-      for (int c = 0; c < C; c++) totals[c] += __shfl_xor_sync(0xffffffffu, totals[c], step);
-    const int parts = blockDim.x / WARP;
-    __syncthreads();  // what lay there may still be read
-    if (threadIdx.x % WARP < width)
-#pragma unroll
-      for (int c = 0; c < C; c++) shared[((threadIdx.x / WARP << level) + place) * C + c] = totals[c];
-    __syncthreads();
-    for (int e = threadIdx.x; e < width * C && left + e < columns; e += blockDim.x)
-      *db.at(share, left + e) = sum_of_parts(shared + e, parts, width * C);
   }
 }

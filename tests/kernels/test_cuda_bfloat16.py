@@ -96,6 +96,46 @@ def test_rows_in_bfloat16_may_lie_apart_and_start_anywhere(run_cuda, name):
                 np.testing.assert_array_equal(found[result], wanted[result], err_msg=f"{gap} {shift}")
 
 
+@pytest.mark.parametrize("columns", [8, 64, 72, 192])
+@pytest.mark.parametrize("name", ["column_sums", "relu_grad_bias", "gelu_grad_bias"])
+def test_blocks_share_sums_of_columns_of_bfloat16_in_whole_lines_of_memory(run_cuda, name, columns):
+    """Over rows that the threads of a tile divide and that they do not, in shares and as a whole."""
+    for rows, shares in ((1, 1), (37, 1), (256, 1), (300, 3), (2100, 2), (9, 4)):
+        values = halved(Examples(rows, columns, 1).operands(name, "float32"), IN_BFLOAT16[name])
+        values["db"] = np.full((shares, columns) if shares > 1 else columns, np.nan, np.float32)
+        given = {k: as_float(np, v).astype(np.float64) for k, v in values.items()}
+        exact = {**given, "db": np.zeros(columns)}
+        kernel(name)(np, *exact.values(), **Examples(rows, columns, 1).scalars(name))
+        dx = exact.get("dx", given["dy"])
+        each = -(-rows // shares)
+        sums = np.array([dx[s * each : (s + 1) * each].sum(axis=0) for s in range(shares)])
+        for grid, gap, shift in (
+            ((2, 256), 0, 0),
+            ((5, 64), 8, 0),
+            ((2, 32), 0, 8),
+            ((3, 64), 0, 3),
+            ((2, 64), 4, 0),
+        ):
+            first, *others = (
+                launch(run_cuda, "small", name, values, grid, order, gap, shift) for order in ORDERS
+            )
+            np.testing.assert_allclose(first["db"].reshape(sums.shape), sums, rtol=1e-5, atol=1e-4)
+            if "dx" in exact:
+                np.testing.assert_allclose(as_float(np, first["dx"]), dx, rtol=2**-8, atol=1e-6)
+            for other in others:
+                for result in results(name):
+                    np.testing.assert_array_equal(other[result], first[result])
+
+
+def test_nan_in_a_matrix_of_bfloat16_shows_in_its_own_sum_alone(run_cuda):
+    values = halved(Examples(70, 192, 1).operands("relu_grad_bias", "float32"), IN_BFLOAT16["relu_grad_bias"])
+    values["dy"][3, 100] = 0x7FC1
+    values["y"][69, 191] = 0x7FC1
+    found = launch(run_cuda, "small", "relu_grad_bias", values, (3, 64))
+    assert set(np.flatnonzero(np.isnan(found["db"]))) == {100, 191}
+    np.testing.assert_array_equal(np.argwhere(np.isnan(as_float(np, found["dx"]))), [[3, 100], [69, 191]])
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOGUE[n].in_place])
 def test_a_kernel_on_bfloat16_may_work_in_place(run_cuda, name):
     written, read = CATALOGUE[name].in_place

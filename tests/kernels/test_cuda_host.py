@@ -163,7 +163,7 @@ def test_a_barrier_removed_from_a_kernel_of_the_catalogue_shows(host_compiler, m
 
     text = source("float32", ["column_sums"])
     if missing == "without barriers":
-        start = text.index("void sum_columns(")
+        start = text.index("void put_totals(")
         end = text.index("\n}\n", start)
         text = text[:start] + text[start:end].replace("__syncthreads();", "") + text[end:]
     dy, found = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32), []

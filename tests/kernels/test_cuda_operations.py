@@ -12,10 +12,20 @@ from gpumlp.program import new_control
 
 
 def test_a_matrix_is_split_into_shares_only_where_there_are_rows_and_multiprocessors_for_it():
-    assert shares(32, 128, 256, 132) == 1
-    assert shares(60_000, 10, 256, 132) == 132
-    assert shares(60_000, 1000, 256, 528) == 16
-    assert shares(60_000, 8192, 256, 132) == 1
+    assert shares(32, 128, 256, 132) == (1, 4)
+    assert shares(60_000, 10, 256, 132) == (132, 1)
+    assert shares(60_000, 1000, 256, 528) == (16, 32)
+    assert shares(60_000, 8192, 256, 132) == (1, 256)
+
+
+def test_shares_of_a_matrix_in_bfloat16_are_of_twice_the_columns_and_run_at_once():
+    assert shares(4096, 4096, 256, 1056, halves=True) == (
+        8,
+        64,
+    )  # four blocks on each of 132 multiprocessors, but 16
+    assert shares(4096, 4096, 256, 1056) == (8, 128)
+    assert shares(4096, 48, 256, 1056, halves=True) == (128, 1)
+    assert shares(64, 4096, 256, 1056, halves=True) == (2, 64)
 
 
 def row_of(*arrays: np.ndarray, scalars: tuple[float, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
