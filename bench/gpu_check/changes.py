@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpumlp.executors import graph, narrow, resident, unfolding
+from gpumlp.executors import graph, narrow, resident, tailoring, unfolding
 from gpumlp.kernels.cuda import RESIDENT_THREADS
 
 from .checks import Check, Context, Values
@@ -52,8 +52,13 @@ SUMS_APART = Change(
 BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
 FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
 DATA_AS_THEY_LIE = Change("graph without a turned copy of the data", "graph", "TURNED_FROM", graph, 1 << 62)
+GENERAL_LAUNCHES = Change("graph by general kernels", "graph", "MOST_ROWS", tailoring, 0)
+GENERAL_KERNEL = Change("resident by the general kernel", "resident", "MOST_ROWS", tailoring, 0)
 SHORT_GRAPHS = Change("graphs of 8 steps", "graph", "GRAPH_STEPS", graph, 8)
 OTHERWISE = (
+    ("small", "float32", GENERAL_KERNEL),
+    ("small", "float32", GENERAL_LAUNCHES),
+    ("ee6132", "float32", GENERAL_LAUNCHES),
     ("sweep", "float32", MORE_THREADS),
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
     ("wide", "bf16", SUMS_APART),

@@ -21,9 +21,9 @@ from ..kernels.cuda.tailored import IN_SHARED, Group, Rows, launched, tailored
 from ..kernels.layout import ROW_WIDTH, SCALARS
 from .patterns import Walk
 
-AFTER_SECONDS = 2.0
-"""Seconds of the GPU's work on a kind of network after which a kernel is made for it: compiling takes some ten seconds
-of one CPU core."""
+AFTER_SECONDS = 10.0
+"""Seconds of the GPU's work on a kind of network after which a kernel is made for it: about as many as compiling takes
+of one CPU core, and as a process that ends meanwhile may have to wait for it."""
 
 MOST_ROWS = 100
 """Operations of all programs up to which that is done; compiling takes longer with each."""
@@ -60,7 +60,7 @@ class Tailor:
     def __init__(self, make: Callable[[], Kernels]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._begun = False
+        self._thread: threading.Thread | None = None
         self._seconds = 0.0
         self._kernels: Kernels | None = None
         self._error: Exception | None = None
@@ -69,16 +69,22 @@ class Tailor:
         """Note that the GPU has worked on such networks; the kernel is begun once that is worth it."""
         with self._lock:
             self._seconds += seconds
-            begins = not self._begun and self._seconds >= AFTER_SECONDS
-            self._begun = self._begun or begins
-        if begins:
-            threading.Thread(target=self._run, name="gpumlp-tailor", daemon=True).start()
+            if self._seconds >= AFTER_SECONDS:
+                self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            # no daemon: the end of a process would take a compiler's memory from under it
+            self._thread = threading.Thread(target=self._run, name="gpumlp-tailor")
+            self._thread.start()
 
     def kernels(self) -> Kernels | None:
         """Return the kernel if it is ready; it is waited for within `at_once`."""
-        if _HABITS.at_once and not self._begun:
-            self._begun = True
-            self._run()
+        if _HABITS.at_once:
+            with self._lock:
+                self._begin()
+            assert self._thread is not None
+            self._thread.join()
         if self._error is not None:
             error, self._error = self._error, None
             warnings.warn(
