@@ -28,6 +28,9 @@ of one CPU core, and as a process that ends meanwhile may have to wait for it.""
 MOST_ROWS = 100
 """Operations of all programs up to which that is done; compiling takes longer with each."""
 
+MOST_KINDS = 64
+"""Kinds of networks that a device remembers; the oldest is forgotten, and trains on undisturbed."""
+
 _TAILORS: WeakKeyDictionary[Device, dict[Hashable, Tailor]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
@@ -143,6 +146,8 @@ def _known(device: Device, key: Hashable, make: Callable[[], Kernels]) -> Tailor
         tailors = _TAILORS.setdefault(device, {})
         if key not in tailors:
             tailors[key] = Tailor(make)
+            if len(tailors) > MOST_KINDS:
+                del tailors[next(iter(tailors))]
         return tailors[key]
 
 

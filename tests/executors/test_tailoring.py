@@ -162,6 +162,16 @@ def test_a_training_goes_on_while_its_kernel_is_made_and_then_takes_it(stand_in,
     assert_same_bits(beside, fit(trainer_of(wide), epochs=6))
 
 
+def test_a_device_remembers_so_many_kinds_and_forgets_the_oldest(texts, monkeypatch):
+    monkeypatch.setattr(tailoring, "MOST_KINDS", 1)
+    narrow = [gm.Linear(5, 4), gm.Tanh(), gm.Linear(4, 3)]
+    with tailoring.at_once():
+        for layers in (wide, lambda: narrow, wide):
+            fit(trainer_of(layers), epochs=1)
+    assert len(texts) == 3
+    assert texts[0] == texts[2]
+
+
 def test_short_trainings_make_none(texts):
     fit(trainer_of(wide))
     time.sleep(0.01)
