@@ -58,7 +58,7 @@ ADDRESSES_OF_ROWS = np.isin(
 ADDRESSES_OF_STAGES = np.arange(4) == 0
 
 Candidate = tuple[Span, int]
-"""Memory that may lie in shared memory, and flags of what is copied of it: see walker.cuh."""
+"""Memory that may lie in shared memory, and flags of what is copied of it: see network.cuh."""
 
 
 class ResidentExecutor(DeviceExecutor):

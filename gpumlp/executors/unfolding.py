@@ -23,11 +23,14 @@ from ..kernels.cuda import (
     shares,
 )
 from ..kernels.layout import (
+    ENDING_BIT,
     FIRST_TURNED,
+    FORM_BIT,
     OPERAND_WIDTH,
     OPERANDS,
     PLAIN,
     ROW_WIDTH,
+    SECOND_BITS,
     SECOND_TURNED,
     SUM_COLUMNS,
 )
@@ -73,6 +76,7 @@ class Step:
         call: the product to be left to the library.
         partial: sums of shares of the rows, to be summed once more; memory of this step.
         blocks: that share it.
+        flags: of its row, beside those of operands in bfloat16.
     """
 
     operation: str
@@ -83,6 +87,7 @@ class Step:
     call: Call | None = None
     partial: Any = None
     blocks: int = 0
+    flags: int = 0
 
     @property
     def is_small(self) -> bool:
@@ -144,9 +149,8 @@ def pair_products(steps: Sequence[Step]) -> list[Step]:
             and _are_independent(before, step)
         ):
             places, blocks = [*before.places, *step.places], before.blocks + step.blocks
-            found[-1] = Step(
-                "matmul_pair", places, [*before.scalars, *step.scalars, before.blocks], blocks=blocks
-            )
+            flags = before.flags | step.flags << SECOND_BITS
+            found[-1] = Step("matmul_pair", places, [before.blocks], blocks=blocks, flags=flags)
         else:
             found.append(step)
     return found
@@ -157,7 +161,7 @@ def _are_independent(first: Step, second: Step) -> bool:
 
     def meets(writes: Step, other: Step) -> bool:
         *_, c, last = writes.places
-        written = [c, last if writes.scalars[1] == SUM_COLUMNS else None]
+        written = [c, last if writes.flags >> ENDING_BIT & 3 == SUM_COLUMNS else None]
         return any(p and w and p.address < w.end and w.address < p.end for p in other.places for w in written)
 
     return not meets(first, second) and not meets(second, first)
@@ -173,7 +177,7 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
         of_kernel = [operands["a"], operands["b"], operands["c"], other]
         small = most_blocks > 1 and multiply_adds_of(call) <= CHAIN_NUMBERS
         kernel = "small_matmul" if small else "matmul"
-        yield Step(kernel, of_kernel, [_form(call), ENDINGS[name]])
+        yield Step(kernel, of_kernel, flags=_form(call) << FORM_BIT | ENDINGS[name] << ENDING_BIT)
     elif "ring" in spec.updates:
         yield from _loss(name, places, scalars, most_blocks)
     elif name == "clip_by_norm":
@@ -334,7 +338,8 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
         values[i, : len(step.scalars)] = step.scalars
         place = own.get(id(step.scratch_of or step), 0)
         halves = sum(1 << k for k, o in enumerate(step.places) if o is not None and o.itemsize == 2)
-        row[:OPERANDS] = OPERATIONS[step.operation].code, halves, scalars + values.strides[0] * i, place
+        flags = halves | step.flags
+        row[:OPERANDS] = OPERATIONS[step.operation].code, flags, scalars + values.strides[0] * i, place
         for k, operand in enumerate(step.places):
             if operand is not None:
                 first = OPERANDS + OPERAND_WIDTH * k

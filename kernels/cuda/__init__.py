@@ -35,10 +35,13 @@ from .. import (
 from ..layout import (
     ADD_AND_RELU,
     ADD_BIAS,
+    ENDING_BIT,
     FIRST_TURNED,
+    FORM_BIT,
     MAX_OPERANDS,
     PLAIN,
     RELU_GRADIENT,
+    SECOND_BITS,
     SECOND_TURNED,
     SUM_COLUMNS,
 )
@@ -276,6 +279,7 @@ def constants(dtype: str, large: bool) -> str:
     layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
     layout |= {"ADD_BIAS": ADD_BIAS, "ADD_AND_RELU": ADD_AND_RELU}
     layout |= {"RELU_GRADIENT": RELU_GRADIENT, "SUM_COLUMNS": SUM_COLUMNS}
+    layout |= {"FORM_BIT": FORM_BIT, "ENDING_BIT": ENDING_BIT, "SECOND_BITS": SECOND_BITS}
     layout |= {
         "MAX_OPERANDS": MAX_OPERANDS,
         "PACK": 2 * PACK if mixed else PACK,

@@ -95,9 +95,9 @@ struct Mish {
 template <typename T>
 struct Softplus {
   static constexpr bool SAVES_X = true;
-  T beta;
-  __device__ explicit Softplus(const double* scalars) : beta(T(scalars[0])) {}
-  __device__ T value(T x) const { return quotient(log_one_plus_exp(beta * x), beta); }
+  T beta, inverse;
+  __device__ explicit Softplus(const double* scalars) : beta(T(scalars[0])), inverse(T(1.0 / scalars[0])) {}
+  __device__ T value(T x) const { return log_one_plus_exp(beta * x) * inverse; }
   __device__ T slope(T x) const { return logistic(beta * x); }
 };
 

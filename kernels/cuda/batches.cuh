@@ -222,8 +222,8 @@ __device__ void advance(const Row& row, Block block) {
   control[STEP] += 1;
   control[UPDATE] += 1;
   control[SLOT] += 1;
-  control[POSITION] = control[POSITION] + 1 < (long long)row.scalars[1] ? control[POSITION] + 1 : 0;
+  control[POSITION] = control[POSITION] + 1 < whole_number(row.scalars[1]) ? control[POSITION] + 1 : 0;
   control[EPOCH] += control[POSITION] == 0;
   // counted up, since streamed data begin anew within an epoch
-  control[START] = control[POSITION] ? control[START] + (long long)row.scalars[0] : 0;
+  control[START] = control[POSITION] ? control[START] + whole_number(row.scalars[0]) : 0;
 }

@@ -97,6 +97,7 @@ __device__ __forceinline__ void load(float (&v)[WIDTH], const float* p) {
     const float2 q = *reinterpret_cast<const float2*>(p);
     v[0] = q.x, v[1] = q.y;
   } else {
+    static_assert(WIDTH == 1, "fours, or one");
     v[0] = *p;
   }
 }
@@ -109,6 +110,7 @@ __device__ __forceinline__ void load(double (&v)[WIDTH], const double* p) {
       v[w] = q.x, v[w + 1] = q.y;
     }
   } else {
+    static_assert(WIDTH == 1, "fours, or one");
     v[0] = *p;
   }
 }
@@ -119,6 +121,7 @@ __device__ __forceinline__ void store(float* p, const float (&v)[WIDTH]) {
     for (int w = 0; w < WIDTH; w += 4)
       *reinterpret_cast<float4*>(p + w) = make_float4(v[w], v[w + 1], v[w + 2], v[w + 3]);
   } else {
+    static_assert(WIDTH == 1, "fours, or one");
     *p = v[0];
   }
 }
@@ -128,6 +131,7 @@ __device__ __forceinline__ void store(double* p, const double (&v)[WIDTH]) {
 #pragma unroll
     for (int w = 0; w < WIDTH; w += 2) *reinterpret_cast<double2*>(p + w) = make_double2(v[w], v[w + 1]);
   } else {
+    static_assert(WIDTH == 1, "fours, or one");
     *p = v[0];
   }
 }

@@ -50,7 +50,7 @@ __device__ void sum_squares(const Row& row, Block block) {
 template <typename T>
 __device__ void clip_by_norm(const Row& row, Block block) {
   const double* parts = reinterpret_cast<const double*>(row.scratch);
-  const int count = (int)row.scalars[1];
+  const int count = (int)whole_number(row.scalars[1]);
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
   const double scale = row.scalars[0] / (sqrt(block_total(sum)) + 1e-6);

@@ -131,16 +131,21 @@ __device__ void matmul(const Row& row, Block block) {
   if (sums) sum_columns_of(matrix<T>(row, 1), p.other, block);
 }
 
-// Two products of which neither needs the other, in one launch: operands and scalars of both, and how many of the blocks
-// take the first.
-template <typename T>
-__device__ void matmul_pair(const Row& row, Block block) {
-  const int firsts = (int)row.scalars[4], second = block.index >= firsts;
+// One of two products of a row: the operands of the second are behind those of the first, and its flags too.
+__device__ __forceinline__ Row product_of(const Row& row, bool second) {
   Row one;
-  one.scalars = row.scalars + 2 * second;
+  one.flags = (second ? row.flags >> SECOND_BITS : row.flags) & (3 << FORM_BIT | 3 << ENDING_BIT);
 #pragma unroll
   for (int k = 0; k < 4; k++) one.operands[k] = second ? row.operands[4 + k] : row.operands[k];
-  matmul<T>(one, second ? Block{block.index - firsts, block.count - firsts} : Block{block.index, firsts});
+  return one;
+}
+
+// Two products of which neither needs the other, in one launch; scalar: how many of the blocks take the first.
+template <typename T>
+__device__ void matmul_pair(const Row& row, Block block) {
+  const int firsts = (int)whole_number(row.scalars[0]);
+  const bool second = block.index >= firsts;
+  matmul<T>(product_of(row, second), second ? Block{block.index - firsts, block.count - firsts} : Block{block.index, firsts});
 }
 
 // The same of a product that is little work, with the registers that a chain has.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,7 +114,8 @@ def _function(function: str, name: str, real: str, rows: Rows, i: int) -> str:
     kind = f"{real}, true" if name == "matmul" else real
     return (
         f"__device__ __noinline__ void {function}(size_t at) {{\n"
-        f"  char* shared = (char*)__cvta_shared_to_generic(at);\n"
+        # it begins at 16 bytes, said so that a compiler takes it for known
+        f"  char* shared = (char*)__cvta_shared_to_generic(at & ~(size_t)15);\n"
         f"{_row(rows, i, address)}"
         f"  {name}<{kind}>(row, Block{{0, 1}});\n}}\n"
     )
@@ -187,13 +188,18 @@ def _kernel(group: Group, real: str) -> str:
     """A group as a kernel that is given the addresses by value."""
     bodies = []
     for i, words in enumerate(group.rows.words):
-        first = i * len(ADDRESSES)
-        at = {k: f"places.at[{first + n}]" for n, k in enumerate(ADDRESSES)}
-        known = [f"  __builtin_assume(({at[k]} & {words[k] - 1}) == 0);\n" for k in ADDRESSES if words[k] > 1]
         name = _BY_CODE[int(words[layout.FUNCTION])]
-        row = _row(group.rows, i, lambda k, words=words, at=at: at[k] if words[k] else "0")  # type: ignore[misc]
+        first = i * len(ADDRESSES)
+        # what an address is a multiple of, said so that a compiler takes it for known
+        at = {
+            k: f"places.at[{first + n}] & ~{words[k] - 1}ll" if words[k] else "0"
+            for n, k in enumerate(ADDRESSES)
+        }
         block = f"Block{{(int)blockIdx.x, {group.blocks}}}" if group.blocks > 1 else "Block{0, 1}"
-        bodies.append(f"{{\n{''.join(known)}{row}  {name}<{real}>(row, {block});\n}}\n")
+        if name == "matmul_pair":
+            bodies.append(_pair(group, i, at, real))
+        else:
+            bodies.append(f"{{\n{_row(group.rows, i, at.__getitem__)}  {name}<{real}>(row, {block});\n}}\n")
     at_once = OPERATIONS[name].at_once if len(bodies) == 1 else 0
     bounds = f"{group.threads}, {at_once}" if at_once else f"{group.threads}"
     return (
@@ -202,3 +208,26 @@ def _kernel(group: Group, real: str) -> str:
         f"  __builtin_assume(blockDim.x == {group.threads});\n"
         f"{'__syncthreads();'.join(bodies)}}}\n"
     )
+
+
+def _pair(group: Group, i: int, at: Mapping[int, str], real: str) -> str:
+    """Two products in one launch, each with a row of its own; see `matmul_pair` in products.cuh."""
+    firsts = int(group.rows.scalars[i, 0])
+    blocks = (
+        f"(int)blockIdx.x, {firsts}",
+        f"(int)blockIdx.x - {firsts}, {group.blocks - firsts}",
+    )
+    bodies = []
+    for second, block in enumerate(blocks):
+        words, own = group.rows.words.copy(), dict(at)
+        if second:
+            width = layout.OPERAND_WIDTH
+            words[i, layout.FLAGS] >>= layout.SECOND_BITS
+            words[i, layout.OPERANDS : -4 * width] = words[i, layout.OPERANDS + 4 * width :]
+            own |= {k: at[k + 4 * width] for k in ADDRESSES[:4]}
+        words[i, layout.OPERANDS + 4 * layout.OPERAND_WIDTH :] = 0
+        own |= dict.fromkeys(ADDRESSES[4:8], "0")
+        words[i, layout.FLAGS] &= (1 << layout.FORM_BIT + layout.SECOND_BITS) - (1 << layout.FORM_BIT)
+        row = _row(replace(group.rows, words=words), i, own.__getitem__)
+        bodies.append(f"{{\n{row}  matmul<{real}>(row, Block{{{block}}});\n}}")
+    return f"  if ((int)blockIdx.x < {firsts}) {bodies[0]} else {bodies[1]}\n"

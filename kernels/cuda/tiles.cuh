@@ -92,7 +92,7 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
     };
     T x[2][M][4], y[2][N][4];
     const auto read = [&](int k) { a.read(x[k], p), b.read(y[k], p), p = next(p); };
-    if constexpr (sizeof(T) == 4 && M * N <= TILE * TILE) {
+    if constexpr (sizeof(T) == 4) {
       read(0);
       for (int n = fours; n > 0; n -= 2) {
         read(1);
@@ -121,7 +121,7 @@ __device__ __forceinline__ void accumulate(T (&sums)[M][N], const A& a, const B&
   }
 }
 
-// A row's product, c = a b, a^T b or a b^T, and what is done on the way: operands a, b, c, other?; scalars form, ending,
+// A row's product, c = a b, a^T b or a b^T, and what is done on the way: operands a, b, c, other?; flags form and ending,
 // which says what the other one is: a bias to be added, and relu behind it; what relu gave, for the gradient through it; or
 // the sums of the columns of b, to be written.
 template <typename T>
@@ -132,7 +132,8 @@ struct Product {
   T least;  // 0 where relu is applied
 
   __device__ __forceinline__ explicit Product(const Row& row)
-      : form((int)row.scalars[0]), ending((int)row.scalars[1]), c(matrix<T>(row, 2)), other(matrix<T>(row, 3)) {
+      : form(row.flags >> FORM_BIT & 3), ending(row.flags >> ENDING_BIT & 3), c(matrix<T>(row, 2)),
+        other(matrix<T>(row, 3)) {
     const Matrix<T> x = matrix<T>(row, 0), y = matrix<T>(row, 1);
     const bool first = form == FIRST_TURNED, second = form == SECOND_TURNED;
     inner = (int)(first ? x.rows : x.columns);

@@ -1,6 +1,6 @@
 // Products of float matrices by the tensor cores, for one block on shared memory and for many. A warp has a tile of 8 M x 8 N
 // numbers of c. Tensor cores take 11 bits of a number: each is taken in two parts, and of their four products the three
-// larger ones are made. What is left out and what rounding loses is about as much as the rounding of floats.
+// larger ones are made. What is left out and what rounding takes is, for each, about three times what rounding a float takes.
 //
 // The order of an inner side does not matter as long as both factors have the same one, and which rows and columns a lane
 // has may be chosen. So a lane reads neighbours: with a group, lane / 4, and a member, lane % 4, as in tensor.cuh, it has
