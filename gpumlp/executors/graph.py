@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..backend import Backend
 from ..kernels import BFLOAT16, EPOCH, POSITION, PRODUCTS, SEED
-from ..kernels.cuda.device import Kernels, Launch
+from ..kernels.cuda.device import Launch
 from ..kernels.cuda.tailored import Group
 from ..kernels.philox import permutation
 from ..program import Call, Memory, Operand, Program, activation_bytes
@@ -151,7 +151,7 @@ class GraphExecutor(DeviceExecutor):
         self._ready: dict[tuple[int, int], list[Launch]] = {}
         self._graphs: dict[tuple[int, Chunk], Launch] = {}
         self._tailors: dict[int, Tailor | None] = {}
-        self._tailored: dict[int, Kernels] = {}  # by plan, where they are in use
+        self._tailored: dict[int, list[list[Launch]]] = {}  # of a plan's steps, where they are in use
         self._copying: Linked | None = None
         self._copy_launches: list[Launch] | None = None
         self._plans: list[StepPlan] = []  # whose graphs there are; kept, so that no other has their identity
@@ -295,22 +295,24 @@ class GraphExecutor(DeviceExecutor):
             self._ready[key] = self.launches(linked)
         return self._ready[key]
 
-    def _programs(self, plan: StepPlan) -> list[Linked]:
-        """What is launched for a plan: what begins an epoch, the step, and the short one where there is one."""
+    def _steps(self, plan: StepPlan) -> list[Linked]:
+        """The programs of a plan that kernels are made for: the step, and the short one where there is one."""
         steps = [program for program in (plan.batch, plan.last) if program is not None]
-        return [self.linked(plan.begin), *(self.with_advance(program, plan) for program in steps)]
+        return [self.with_advance(program, plan) for program in steps]
 
     def _groups(self, plan: StepPlan) -> list[list[Group | None]]:
         return [
             groups_of(p, linked.steps, self.groups(linked.steps, linked.program.dtype))
-            for p, linked in enumerate(self._programs(plan))
+            for p, linked in enumerate(self._steps(plan))
         ]
 
     def _tailor(self, plan: StepPlan) -> Tailor | None:
         """Who makes kernels for a plan; they are taken once they are ready."""
         if id(plan) not in self._tailors:
             dtype = plan.batch.dtype
-            tailors = self.compiled_for(dtype) == "float32" and not self._sorts_by_library(plan.begin)
+            tailors = (
+                self.compiled_for(dtype) == "float32"
+            )  # float64 is for checking, bfloat16 for longer steps
             made = (
                 tailor_for_launches(self._groups(plan), self.device, dtype, self._large) if tailors else None
             )
@@ -319,28 +321,27 @@ class GraphExecutor(DeviceExecutor):
         tailor = self._tailors[id(plan)]
         kernels = None if tailor is None else tailor.kernels()
         if kernels is not None and id(plan) not in self._tailored:
-            self._tailored[id(plan)] = kernels
+            general = [self._launches_of(plan.batch, plan)]
+            general += [] if plan.last is None else [self._launches_of(plan.last, plan)]
+            self._tailored[id(plan)] = [
+                tailored_launches(kernels, groups, self.encode(linked), launches)
+                for groups, linked, launches in zip(
+                    self._groups(plan), self._steps(plan), general, strict=True
+                )
+            ]
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != id(plan)}
         return tailor
-
-    def _launches_of_plan(self, plan: StepPlan) -> list[list[Launch]]:
-        """Launches of its programs, by kernels made for them where there are any."""
-        last = [] if plan.last is None else [self._launches_of(plan.last, plan)]
-        general = [self._launches_of(plan.begin), self._launches_of(plan.batch, plan), *last]
-        kernels = self._tailored.get(id(plan))
-        if kernels is None:
-            return general
-        rows = map(self.encode, self._programs(plan))
-        return [
-            tailored_launches(kernels, groups, of_program, launches)
-            for groups, of_program, launches in zip(self._groups(plan), rows, general, strict=True)
-        ]
 
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin, batch, *rest = self._launches_of_plan(plan)
-            last = rest[0] if rest else []
+            begin = self._launches_of(plan.begin)
+            if id(plan) in self._tailored:
+                batch, *rest = self._tailored[id(plan)]
+                last = rest[0] if rest else []
+            else:
+                batch = self._launches_of(plan.batch, plan)
+                last = self._launches_of(plan.last, plan) if plan.last is not None else []
             full = plan.steps - (plan.last is not None)
             if chunk.epochs:
                 launches = (begin + batch * full + last) * chunk.epochs

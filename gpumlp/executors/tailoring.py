@@ -6,12 +6,13 @@ They give the same bits as the general kernel, so that it does not matter when t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -31,7 +32,6 @@ MOST_ROWS = 100
 MOST_KINDS = 64
 """Kinds of networks that a device remembers; the oldest is forgotten, and trains on undisturbed."""
 
-_TAILORS: WeakKeyDictionary[Device, dict[Hashable, Tailor]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
@@ -61,7 +61,7 @@ class Tailor:
     """
 
     def __init__(self, make: Callable[[], Kernels]) -> None:
-        self._make = make
+        self._make: Callable[[], Kernels] | None = make
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._seconds = 0.0
@@ -76,32 +76,39 @@ class Tailor:
                 self._begin()
 
     def _begin(self) -> None:
-        if self._thread is None:
-            # no daemon: the end of a process would take a compiler's memory from under it
-            self._thread = threading.Thread(target=self._run, name="gpumlp-tailor")
-            self._thread.start()
+        """Begin, where that was not done; the lock is held."""
+        if self._make is None:
+            return
+        make, self._make = self._make, None
+        # no daemon: the end of a process would take a compiler's memory from under it
+        thread = threading.Thread(target=self._run, args=(make,), name="gpumlp-tailor")
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError as error:  # there are too many
+            self._error = error
+
+    def _run(self, make: Callable[[], Kernels]) -> None:
+        try:
+            self._kernels = make()
+        except Exception as error:  # the training goes on without
+            self._error = error
 
     def kernels(self) -> Kernels | None:
         """Return the kernel if it is ready; it is waited for within `at_once`."""
-        if _HABITS.at_once:
-            with self._lock:
+        with self._lock:
+            if _HABITS.at_once:
                 self._begin()
-            assert self._thread is not None
-            self._thread.join()
-        if self._error is not None:
+                if self._thread is not None:
+                    self._thread.join()
             error, self._error = self._error, None
+        if error is not None:
             warnings.warn(
                 f"no kernel could be made for this network ({error}); it trains on with the general one",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return self._kernels
-
-    def _run(self) -> None:
-        try:
-            self._kernels = self._make()
-        except Exception as error:  # the training goes on without
-            self._error = error
 
 
 def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | None:
@@ -115,14 +122,10 @@ def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | 
     """
     if sum(walk.counts) > MOST_ROWS:
         return None
-    image = walk.image.words.tobytes(), walk.image.pieces.tobytes()
-    key = (dtype, large, walk.threads, walk.counts, walk.stages, walk.pieces, *image)
-
-    def make() -> Kernels:
-        text = tailored(dtype, _programs(walk), walk.pieces, walk.threads, large)
-        return device.tailored(text, ["gpumlp_resident"])
-
-    return _known(device, key, make)
+    image = walk.image.words, walk.image.pieces
+    key = (dtype, large, walk.threads, walk.counts, walk.stages, walk.pieces, _digest(*image))
+    text = partial(tailored, dtype, _programs(walk), walk.pieces, walk.threads, large)
+    return _known(device, key, lambda: device.tailored(text(), ["gpumlp_resident"]))
 
 
 def tailor_for_launches(
@@ -132,23 +135,30 @@ def tailor_for_launches(
     groups = [group for program in programs for group in program if group is not None]
     if sum(len(group.rows.words) for group in groups) > MOST_ROWS:
         return None
-    told = ((g.name, g.blocks, g.rows.words.tobytes(), g.rows.scalars.tobytes()) for g in groups)
+    told = (array for group in groups for array in (group.rows.words, group.rows.scalars))
+    key = (dtype, large, tuple((group.name, group.blocks) for group in groups), _digest(*told))
+    names = [group.name for group in groups]
+    return _known(device, key, lambda: device.tailored(launched(dtype, groups, large), names))
 
-    def make() -> Kernels:
-        return device.tailored(launched(dtype, groups, large), [group.name for group in groups])
 
-    return _known(device, (dtype, large, *told), make)
+def _digest(*arrays: np.ndarray) -> bytes:
+    """What stands for the numbers of arrays, which are not kept for it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.digest()
 
 
 def _known(device: Device, key: Hashable, make: Callable[[], Kernels]) -> Tailor:
     """The tailor of a kind of network on a device; a new one where there is none."""
     with _LOCK:
-        tailors = _TAILORS.setdefault(device, {})
+        tailors = device.tailors
         if key not in tailors:
             tailors[key] = Tailor(make)
             if len(tailors) > MOST_KINDS:
                 del tailors[next(iter(tailors))]
-        return tailors[key]
+        found: Tailor = tailors[key]
+        return found
 
 
 def _programs(walk: Walk) -> list[Rows]:

@@ -95,6 +95,7 @@ class CupyDevice:
         self._cupy = importlib.import_module("cupy")
         self._modules: dict[str, CupyKernels] = {}  # by their texts
         self._streams: tuple[Any, Any] | None = None
+        self.tailors: dict[Any, Any] = {}
 
     @functools.cached_property
     def _attributes(self) -> dict[str, int]:
@@ -223,12 +224,8 @@ class CupyDevice:
             return self._modules[text]
 
     def tailored(self, text: str, names: Sequence[str]) -> CupyKernels:
-        if text not in self._modules:
-            with self.active():  # not held: it takes seconds, and trainings begin meanwhile
-                made = CupyKernels(self._cupy, text, names, self.shared_bytes)
-            with _LOCK:
-                self._modules.setdefault(text, made)
-        return self._modules[text]
+        with self.active():  # the lock is not held: it takes seconds, and trainings begin meanwhile
+            return CupyKernels(self._cupy, text, names, self.shared_bytes)
 
     @property
     def has_products(self) -> bool:

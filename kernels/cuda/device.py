@@ -94,11 +94,13 @@ class Device(Protocol):
         multiprocessors: how many blocks run at a time, at least.
         shared_bytes: shared memory that a block may ask for.
         has_products: whether there is a library for products whose calls can be captured.
+        tailors: who makes kernels for kinds of networks, by what tells them apart; of `executors.tailoring`.
     """
 
     multiprocessors: int
     shared_bytes: int
     has_products: bool
+    tailors: dict[Any, Any]
 
     def describe(self) -> str:
         """Return its name in words."""

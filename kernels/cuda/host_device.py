@@ -77,6 +77,7 @@ class HostDevice:
     ) -> None:
         self.memory_bytes, self.shared_bytes, self.order = memory_bytes, shared_bytes, order
         self._used, self._products = 0, frozenset(products)
+        self.tailors: dict[Any, Any] = {}
         self._kernels: dict[tuple[str, bool], HostKernels] = {}
         self._thread, self._building = threading.local(), threading.Lock()
 

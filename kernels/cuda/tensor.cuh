@@ -13,7 +13,7 @@
 //
 // PTX ISA, mma.m16n8k16, mma.m16n8k8 and movmatrix. On the CPU each lane reads what the others have.
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800) || defined(GPUMLP_WITHOUT_TENSOR_CORES)  // the latter in tests
 [[maybe_unused]] constexpr bool HAS_TENSOR_CORES = false;
 #else
 [[maybe_unused]] constexpr bool HAS_TENSOR_CORES = true;

@@ -6,15 +6,16 @@ import pytest
 import gpumlp as gm
 from gpumlp.arena import Segment
 from gpumlp.executors.resident import ResidentExecutor
+from gpumlp.kernels.cuda import host, source
 from gpumlp.program import ACTIVATION_ARENA, Call, Operand, Program
 from tests.executors.programs import memory_of
 
 FORMS = {"plain": (False, False), "first turned": (True, False), "second turned": (False, True)}
 SIZES = [
-    (32, 128, 64),  # rows, columns, inner side: tiles of 8 x 8, two lanes each
-    (64, 128, 32),  # one lane
-    (32, 64, 128),  # four
-    (16, 64, 200),  # eight
+    (32, 128, 64),  # rows, columns, inner side: a tile of 32 x 32 for each warp
+    (64, 128, 32),  # two
+    (32, 64, 128),  # for each two warps
+    (16, 64, 200),  # the same, half empty, with steps of the inner side that are not whole
     (100, 36, 10),  # tiles beyond the last row and column, an inner side that four do not divide
     (12, 96, 3),  # an inner side below four
     (32, 64, 1),
@@ -79,6 +80,20 @@ ENDINGS = [
 def test_a_product_in_shared_memory_is_right_in_every_order_of_its_threads(
     size, form, ending, dtype, stand_in
 ):
+    assert_right(size, form, ending, dtype, stand_in)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("ending", "form"), ENDINGS)
+def test_so_is_one_on_a_gpu_that_has_no_tensor_cores_for_floats(size, form, ending, stand_in, monkeypatch):
+    plain = (
+        f"#define GPUMLP_WITHOUT_TENSOR_CORES\n{source('float32', (), walked=['matmul', 'narrow_relu_grad'])}"
+    )
+    monkeypatch.setattr(host, "source", lambda *given, **named: plain)
+    assert_right(size, form, ending, "float32", stand_in)
+
+
+def assert_right(size, form, ending, dtype, stand_in):
     rows, columns, inner = size
     rng, (turned_a, turned_b) = np.random.default_rng(0), FORMS[form]
     a = rng.normal(size=(inner, rows) if turned_a else (rows, inner)).astype(dtype)

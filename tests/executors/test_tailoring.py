@@ -158,7 +158,7 @@ def test_a_training_goes_on_while_its_kernel_is_made_and_then_takes_it(stand_in,
     assert len(set(map(id, launched))) == 2
     assert launched[0] is not launched[-1]
     monkeypatch.setattr(tailoring, "AFTER_SECONDS", 1e9)
-    monkeypatch.setattr(tailoring, "_TAILORS", type(tailoring._TAILORS)())
+    stand_in()
     assert_same_bits(beside, fit(trainer_of(wide), epochs=6))
 
 
@@ -186,7 +186,7 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_the_training_goes_on(st
 
     general = fit(trainer_of(wide))
     monkeypatch.setattr(HostDevice, "tailored", fails)
-    monkeypatch.setattr(tailoring, "_TAILORS", type(tailoring._TAILORS)())
+    stand_in()
     with (
         tailoring.at_once(),
         pytest.warns(RuntimeWarning, match=r"\(ptxas: no\); it trains on with the general"),

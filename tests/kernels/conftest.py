@@ -136,6 +136,13 @@ def run_cuda_large(host_compiler) -> Callable[..., None]:
     return functools.partial(_run_on_host, host.HostModule(text=source("float32", names, large=True)))
 
 
+@pytest.fixture(scope="session")
+def run_cuda_plainly(host_compiler) -> Callable[..., None]:
+    """The same of "matmul" in float32, as a GPU does it whose tensor cores take no floats."""
+    text = f"#define GPUMLP_WITHOUT_TENSOR_CORES\n{source('float32', ['matmul'])}"
+    return functools.partial(_run_on_host, host.HostModule(text=text))
+
+
 @pytest.fixture
 def library(monkeypatch, host_compiler):
     """CuPy's and nvmath's stand-ins in the place of the modules; the one of cuBLASLt."""

@@ -24,6 +24,16 @@ SIZES = [
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_product_by_many_blocks_is_right_and_the_same_whatever_their_number(run_cuda, size, form, dtype):
+    assert_right(run_cuda, size, form, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_so_is_one_on_a_gpu_that_has_no_tensor_cores_for_floats(run_cuda_plainly, size, form):
+    assert_right(run_cuda_plainly, size, form, "float32")
+
+
+def assert_right(run, size, form, dtype):
     rows, columns, inner = size
     turned_a, turned_b = FORMS[form]
     rng = np.random.default_rng(rows)
@@ -36,7 +46,7 @@ def test_a_product_by_many_blocks_is_right_and_the_same_whatever_their_number(ru
     for blocks, order in ((1, "ascending"), (3, "descending"), (40, "random:3")):
         c = np.full((rows, columns), np.nan, dtype)
         scalars = {"transpose_a": turned_a, "transpose_b": turned_b}
-        run_cuda("matmul", {**given, "c": c}, scalars, dtype, blocks, 256, order)
+        run("matmul", {**given, "c": c}, scalars, dtype, blocks, 256, order)
         found.append(c)
     error = np.abs(found[0] - a @ b).max() / np.linalg.norm(a) * np.sqrt(rows)
     assert error < {"float32": 1e-6, "float64": 1e-14}[dtype]
