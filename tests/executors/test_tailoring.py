@@ -197,8 +197,13 @@ def test_a_kernel_that_does_not_compile_is_said_once_and_the_training_goes_on(st
         fit(trainer_of(wide))
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
-def test_tailored_kernels_compile_without_spilling_registers(arch, kind, texts):
+@pytest.mark.parametrize(
+    ("kind", "arch"),
+    [(GraphExecutor, "sm_90"), (ResidentExecutor, "sm_75"), (ResidentExecutor, "sm_90")],
+    indirect=["kind"],
+    ids=lambda v: v if isinstance(v, str) else v.name,
+)
+def test_tailored_kernels_compile_without_spilling_registers(kind, arch, texts):
     with tailoring.at_once():
         fit(trainer_of(wide), epochs=1, batch_size=14)  # which leaves no short batch
     _, log = compile_for(arch, texts[0])

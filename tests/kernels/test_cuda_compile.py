@@ -56,7 +56,7 @@ SHORT = (
 UNITS = [
     *((arch, "float32", NAMES[start::3], "") for start, arch in enumerate(("sm_80", "sm_90", "sm_100"))),
     *(("sm_75", "float64", NAMES[start::3], "") for start in range(3)),
-    *((arch, "float32", (*CORE, *LAST), "resident") for arch in ("sm_80", "sm_90")),
+    ("sm_90", "float32", (*CORE, *LAST), "resident"),
     ("sm_86", "float64", CORE, "resident"),
     *((arch, "bf16", HALVES[start::2], "") for start, arch in enumerate(("sm_80", "sm_90"))),
     *((arch, dtype, SHORT, "chain") for arch, dtype in (("sm_75", "float32"), ("sm_90", "bf16"))),
