@@ -114,9 +114,8 @@ class FitLoop:
         schedule = self.schedule = self.trainer.optimizer.schedule
         self.constant_rate = isinstance(schedule, ConstantRate)
         if isinstance(schedule, ConstantRate):
-            self.memory.arrays["rates"][: self.total_steps] = (
-                schedule.lr
-            )  # no more: to touch memory takes time
+            # no more: to touch memory takes time
+            self.memory.arrays["rates"][: self.total_steps] = schedule.lr
         self.plateau = schedule if isinstance(schedule, ReduceOnPlateau) else None
         self.stop_at_epochs = self.plateau is not None or any(c.every_epoch for c in self.callbacks)
 

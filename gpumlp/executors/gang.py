@@ -268,9 +268,8 @@ class Seat:
 
     @property
     def _tables(self) -> Tables:
-        if (
-            self._made is None
-        ):  # no `cached_property`: until Python 3.12 hundreds of threads would share its lock
+        # no `cached_property`: until Python 3.12 hundreds of threads would share its lock
+        if self._made is None:
             self._made = self.gang.tables
         return self._made
 

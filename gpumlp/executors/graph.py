@@ -309,39 +309,35 @@ class GraphExecutor(DeviceExecutor):
     def _tailor(self, plan: StepPlan) -> Tailor | None:
         """Who makes kernels for a plan; they are taken once they are ready."""
         if id(plan) not in self._tailors:
-            dtype = plan.batch.dtype
-            tailors = (
-                self.compiled_for(dtype) == "float32"
-            )  # float64 is for checking, bfloat16 for longer steps
-            made = (
-                tailor_for_launches(self._groups(plan), self.device, dtype, self._large) if tailors else None
-            )
+            dtype, made = plan.batch.dtype, None
+            if self.compiled_for(dtype) == "float32":  # float64 is for checking, bfloat16 for longer steps
+                made = tailor_for_launches(self._groups(plan), self.device, dtype, self._large)
             self._tailors[id(plan)] = made
             self._plans.append(plan)
         tailor = self._tailors[id(plan)]
-        kernels = None if tailor is None else tailor.kernels()
-        if kernels is not None and id(plan) not in self._tailored:
-            general = [self._launches_of(plan.batch, plan)]
-            general += [] if plan.last is None else [self._launches_of(plan.last, plan)]
-            self._tailored[id(plan)] = [
-                tailored_launches(kernels, groups, self.encode(linked), launches)
-                for groups, linked, launches in zip(
-                    self._groups(plan), self._steps(plan), general, strict=True
-                )
-            ]
-            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != id(plan)}
+        if tailor is None or id(plan) in self._tailored or (kernels := tailor.kernels()) is None:
+            return tailor
+        of_steps = zip(self._groups(plan), self._steps(plan), self._launches_of_steps(plan), strict=True)
+        self._tailored[id(plan)] = [
+            tailored_launches(kernels, groups, self.encode(linked), general)
+            for groups, linked, general in of_steps
+        ]
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != id(plan)}
         return tailor
+
+    def _launches_of_steps(self, plan: StepPlan) -> list[list[Launch]]:
+        """Launches of the step, and of the short one where there is one: by kernels made for them once there are."""
+        if id(plan) in self._tailored:
+            return self._tailored[id(plan)]
+        return [
+            self._launches_of(program, plan) for program in (plan.batch, plan.last) if program is not None
+        ]
 
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin = self._launches_of(plan.begin)
-            if id(plan) in self._tailored:
-                batch, *rest = self._tailored[id(plan)]
-                last = rest[0] if rest else []
-            else:
-                batch = self._launches_of(plan.batch, plan)
-                last = self._launches_of(plan.last, plan) if plan.last is not None else []
+            begin, (batch, *rest) = self._launches_of(plan.begin), self._launches_of_steps(plan)
+            last = rest[0] if rest else []
             full = plan.steps - (plan.last is not None)
             if chunk.epochs:
                 launches = (begin + batch * full + last) * chunk.epochs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..kernels.cuda.device import Kernels, Launch
-from ..kernels.cuda.tailored import ADDRESSES, PLACES, Group, Rows
+from ..kernels.cuda.tailored import ADDRESSES, PLACES, Group
 from .unfolding import Step, encode_steps
 
 ALIGNED = 256
@@ -30,7 +30,8 @@ def groups_of(program: int, steps: Sequence[Step], places: Sequence[tuple[int, i
         if steps[first].call is not None
         else Group(
             f"gpumlp_{program}_{g}",
-            Rows(rows[first:last], np.zeros_like(rows[first:last]), scalars[first:last]),
+            rows[first:last],
+            scalars[first:last],
             steps[first].blocks if last - first == 1 else 1,
         )
         for g, (first, last) in enumerate(places)
@@ -50,7 +51,7 @@ def tailored_launches(
     """
     launches, first = [], 0
     for group, launch in zip(groups, general, strict=True):
-        last = first + (1 if group is None else len(group.rows.words))
+        last = first + (1 if group is None else len(group.words))
         if group is None:
             launches.append(launch)
         else:

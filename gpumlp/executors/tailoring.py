@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -124,8 +123,12 @@ def tailor_for(walk: Walk, device: Device, dtype: str, large: bool) -> Tailor | 
         return None
     image = walk.image.words, walk.image.pieces
     key = (dtype, large, walk.threads, walk.counts, walk.stages, walk.pieces, _digest(*image))
-    text = partial(tailored, dtype, _programs(walk), walk.pieces, walk.threads, large)
-    return _known(device, key, lambda: device.tailored(text(), ["gpumlp_resident"]))
+
+    def make() -> Kernels:
+        text = tailored(dtype, _programs(walk), walk.pieces, walk.threads, large)
+        return device.tailored(text, ["gpumlp_resident"])
+
+    return _known(device, key, make)
 
 
 def tailor_for_launches(
@@ -133,9 +136,9 @@ def tailor_for_launches(
 ) -> Tailor | None:
     """The same for the launches of programs, of which None are products of the library."""
     groups = [group for program in programs for group in program if group is not None]
-    if sum(len(group.rows.words) for group in groups) > MOST_ROWS:
+    if sum(len(group.words) for group in groups) > MOST_ROWS:
         return None
-    told = (array for group in groups for array in (group.rows.words, group.rows.scalars))
+    told = (array for group in groups for array in (group.words, group.scalars))
     key = (dtype, large, tuple((group.name, group.blocks) for group in groups), _digest(*told))
     names = [group.name for group in groups]
     return _known(device, key, lambda: device.tailored(launched(dtype, groups, large), names))

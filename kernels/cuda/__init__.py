@@ -80,9 +80,7 @@ PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
 LONG_ROW = 2048  # columns from which a whole block takes a row, where an operation knows how to
-HALVES_WIDTH = (
-    64  # columns that a block takes of matrices of bfloat16 whose columns are summed: a line of memory
-)
+HALVES_WIDTH = 64  # columns that a block takes of matrices of bfloat16 that are summed: a line of memory
 ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
 NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
 THREADS_HELD = 2048  # by a multiprocessor at a time, at most
@@ -215,9 +213,8 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
             wanted = -(-rows * columns // (PACK * threads))
         case "rows":
             wanted = -(-rows * lanes(-(-columns // ROW_EACH)) // threads)
-            if (
-                columns >= LONG_ROW and operation.name in LONG_ROWS
-            ):  # as many as run at once: none begins late
+            if columns >= LONG_ROW and operation.name in LONG_ROWS:
+                # as many as run at once: none begins late
                 wanted = min(rows, most * operation.at_once * THREADS // THREADS_HELD)
         case "columns":
             wanted = -(-columns // lanes(columns))
@@ -364,16 +361,20 @@ def _kernel(operation: Operation, real: str) -> str:
     )
 
 
+def by_one_block(name: str, real: str) -> str:
+    """Return an operation as the only block there is calls it."""
+    return f"{name}<{real}, true>" if name == "matmul" else f"{name}<{real}>"
+
+
 def _perform(operations: Iterable[str], real: str) -> str:
     """The function that calls the operation of a row in shared memory, whose address there it is given.
 
     Each operation is a function of its own there: inlined, they would be compiled as one, which takes several times as
     long, and would share the registers of the largest, which then spill.
     """
-    types = {name: f"{real}, true" if name == "matmul" else real for name in operations}
     apart = "".join(
         f"__device__ __noinline__ void perform_{name}(size_t at) {{\n"
-        f"  {name}<{types[name]}>(row_at(at), Block{{0, 1}});\n}}\n"
+        f"  {by_one_block(name, real)}(row_at(at), Block{{0, 1}});\n}}\n"
         for name in operations
     )
     cases = "".join(f"    case {OPERATIONS[name].code}: perform_{name}(at); break;\n" for name in operations)

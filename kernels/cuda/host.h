@@ -181,8 +181,8 @@ struct Thread {
 static Thread threads[LARGEST_BLOCK];
 static Context scheduler;
 static int current;
-static uint64_t exchanged[2][LARGEST_BLOCK];
-alignas(16) static unsigned char handed_out[2][LARGEST_BLOCK * 32];
+constexpr int LANE_BYTES = 32;
+alignas(16) static unsigned char exchanged[2][LARGEST_BLOCK * LANE_BYTES];
 static int vote, outcome;
 static bool bad_mask;
 static unsigned char* dynamic_shared;
@@ -201,27 +201,21 @@ static void entry() {
   std::abort();  // an ended thread is never resumed
 }
 
-template <typename V>
-static V shuffle(unsigned mask, V v, int from) {
-  static_assert(sizeof(V) <= 8, "shuffles move 8 bytes at most");
-  const int here = current;
-  bad_mask = bad_mask || mask != 0xffffffffu;
-  uint64_t* slots = exchanged[threads[here].exchanges++ & 1];
-  std::memcpy(&slots[here], &v, sizeof(V));
-  wait(WAITS_FOR_WARP);
-  std::memcpy(&v, &slots[here / WARP_THREADS * WARP_THREADS + from], sizeof(V));
-  return v;
-}
-
 // What each lane of the warp gives, by lane, until the next but one.
 template <typename V>
 static const V* shared_out(const V& mine) {
-  static_assert(sizeof(V) <= 32, "room for what a lane gives");
-  const int here = current;
-  V* all = reinterpret_cast<V*>(handed_out[threads[here].exchanges++ & 1]) + here / WARP_THREADS * WARP_THREADS;
-  std::memcpy(all + here % WARP_THREADS, &mine, sizeof(V));
+  static_assert(sizeof(V) <= LANE_BYTES, "room for what a lane gives");
+  const int here = current, lane = here % WARP_THREADS;
+  V* all = reinterpret_cast<V*>(exchanged[threads[here].exchanges++ & 1] + (here - lane) * LANE_BYTES);
+  std::memcpy(all + lane, &mine, sizeof(V));
   wait(WAITS_FOR_WARP);
   return all;
+}
+
+template <typename V>
+static V shuffle(unsigned mask, V v, int from) {
+  bad_mask = bad_mask || mask != 0xffffffffu;
+  return shared_out(v)[from];
 }
 
 enum { FINE = 0, STUCK = 1, BAD_GEOMETRY = 2, BAD_MASK = 3 };

@@ -148,7 +148,7 @@ __device__ void matmul_pair(const Row& row, Block block) {
   matmul<T>(product_of(row, second), second ? Block{block.index - firsts, block.count - firsts} : Block{block.index, firsts});
 }
 
-// The same of a product that is little work, with the registers that a chain has.
+// A product that is little work, with the registers that a chain has.
 template <typename T>
 __device__ void small_matmul(const Row& row, Block block) {
   const Product<T> p(row);

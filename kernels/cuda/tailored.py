@@ -11,12 +11,12 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from .. import layout
-from . import CHAIN_THREADS, FILES, MAX_CHAIN, OPERATIONS, THREADS, TYPES, constants, text
+from . import CHAIN_THREADS, FILES, MAX_CHAIN, OPERATIONS, THREADS, TYPES, by_one_block, constants, text
 
 IN_SHARED = -1
 """Stands for shared memory, where otherwise the number of a piece of memory stands."""
@@ -111,26 +111,25 @@ def _function(function: str, name: str, real: str, rows: Rows, i: int) -> str:
             return f"(long long)(shared + {words[k]})"
         return f"((const long long*)shared)[{pieces[k]}] + {words[k]}" if pieces[k] else "0"
 
-    kind = f"{real}, true" if name == "matmul" else real
     return (
         f"__device__ __noinline__ void {function}(size_t at) {{\n"
         # it begins at 16 bytes, said so that a compiler takes it for known
         f"  char* shared = (char*)__cvta_shared_to_generic(at & ~(size_t)15);\n"
-        f"{_row(rows, i, address)}"
-        f"  {name}<{kind}>(row, Block{{0, 1}});\n}}\n"
+        f"{_row(words, rows.scalars[i], address)}"
+        f"  {by_one_block(name, real)}(row, Block{{0, 1}});\n}}\n"
     )
 
 
-def _row(rows: Rows, i: int, address: Callable[[int], str]) -> str:
+def _row(words: np.ndarray, scalars: np.ndarray, address: Callable[[int], str]) -> str:
     """A row as a constant of a function; `address` says what stands for that of a word."""
-    words, operands = rows.words[i], []
+    operands = []
     for first in range(layout.OPERANDS, layout.ROW_WIDTH, layout.OPERAND_WIDTH):
         numbers = ", ".join(map(str, words[first + 1 : first + layout.OPERAND_WIDTH]))
         operands.append(f"{{{address(first)}, {numbers}}}")
-    scalars = ", ".join(map(_number, rows.scalars[i].tolist()))
+    numbers = ", ".join(map(_number, scalars.tolist()))
     code, flags = words[layout.FUNCTION], words[layout.FLAGS]
     return (
-        f"  const double scalars[] = {{{scalars}}};\n"
+        f"  const double scalars[] = {{{numbers}}};\n"
         f"  const Row row = {{{code}, {flags}, scalars, (char*)({address(layout.SCRATCH)}),\n"
         f"                   {{{', '.join(operands)}}}}};\n"
     )
@@ -157,18 +156,20 @@ class Group:
 
     Attributes:
         name: of the kernel.
-        rows: in which an address is told by the bytes that it is a multiple of, up to 16; 0 for none.
+        words: (rows, ROW_WIDTH) int64; an address is told by the bytes that it is a multiple of, to 16; 0 for none.
+        scalars: of the rows, (rows, MAX_SCALARS).
         blocks: that share a row.
     """
 
     name: str
-    rows: Rows
+    words: np.ndarray
+    scalars: np.ndarray
     blocks: int
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return CHAIN_THREADS if len(self.rows.words) > 1 else THREADS
+        return CHAIN_THREADS if len(self.words) > 1 else THREADS
 
 
 def launched(dtype: str, groups: Sequence[Group], large: bool = False) -> str:
@@ -187,7 +188,7 @@ def launched(dtype: str, groups: Sequence[Group], large: bool = False) -> str:
 def _kernel(group: Group, real: str) -> str:
     """A group as a kernel that is given the addresses by value."""
     bodies = []
-    for i, words in enumerate(group.rows.words):
+    for i, (words, scalars) in enumerate(zip(group.words, group.scalars, strict=True)):
         name = _BY_CODE[int(words[layout.FUNCTION])]
         first = i * len(ADDRESSES)
         # what an address is a multiple of, said so that a compiler takes it for known
@@ -195,11 +196,11 @@ def _kernel(group: Group, real: str) -> str:
             k: f"places.at[{first + n}] & ~{words[k] - 1}ll" if words[k] else "0"
             for n, k in enumerate(ADDRESSES)
         }
-        block = f"Block{{(int)blockIdx.x, {group.blocks}}}" if group.blocks > 1 else "Block{0, 1}"
         if name == "matmul_pair":
-            bodies.append(_pair(group, i, at, real))
-        else:
-            bodies.append(f"{{\n{_row(group.rows, i, at.__getitem__)}  {name}<{real}>(row, {block});\n}}\n")
+            bodies.append(_pair(words, scalars, group.blocks, at, real))
+            continue
+        block = f"Block{{(int)blockIdx.x, {group.blocks}}}" if group.blocks > 1 else "Block{0, 1}"
+        bodies.append(f"{{\n{_row(words, scalars, at.__getitem__)}  {name}<{real}>(row, {block});\n}}\n")
     at_once = OPERATIONS[name].at_once if len(bodies) == 1 else 0
     bounds = f"{group.threads}, {at_once}" if at_once else f"{group.threads}"
     return (
@@ -210,24 +211,17 @@ def _kernel(group: Group, real: str) -> str:
     )
 
 
-def _pair(group: Group, i: int, at: Mapping[int, str], real: str) -> str:
+def _pair(words: np.ndarray, scalars: np.ndarray, blocks: int, at: Mapping[int, str], real: str) -> str:
     """Two products in one launch, each with a row of its own; see `matmul_pair` in products.cuh."""
-    firsts = int(group.rows.scalars[i, 0])
-    blocks = (
-        f"(int)blockIdx.x, {firsts}",
-        f"(int)blockIdx.x - {firsts}, {group.blocks - firsts}",
+    firsts, half = int(scalars[0]), layout.OPERAND_WIDTH * layout.MAX_OPERANDS // 2
+    second = words.copy()
+    second[layout.FLAGS] >>= layout.SECOND_BITS
+    second[layout.OPERANDS : -half] = words[layout.OPERANDS + half :]
+    at_second = {k: at.get(k + half, "0") for k in ADDRESSES}
+    rows = _row(words, scalars, at.__getitem__), _row(second, scalars, at_second.__getitem__)
+    shares = f"(int)blockIdx.x, {firsts}", f"(int)blockIdx.x - {firsts}, {blocks - firsts}"
+    one, other = (
+        f"{{\n{row}  matmul<{real}>(row, Block{{{share}}});\n}}"
+        for row, share in zip(rows, shares, strict=True)
     )
-    bodies = []
-    for second, block in enumerate(blocks):
-        words, own = group.rows.words.copy(), dict(at)
-        if second:
-            width = layout.OPERAND_WIDTH
-            words[i, layout.FLAGS] >>= layout.SECOND_BITS
-            words[i, layout.OPERANDS : -4 * width] = words[i, layout.OPERANDS + 4 * width :]
-            own |= {k: at[k + 4 * width] for k in ADDRESSES[:4]}
-        words[i, layout.OPERANDS + 4 * layout.OPERAND_WIDTH :] = 0
-        own |= dict.fromkeys(ADDRESSES[4:8], "0")
-        words[i, layout.FLAGS] &= (1 << layout.FORM_BIT + layout.SECOND_BITS) - (1 << layout.FORM_BIT)
-        row = _row(replace(group.rows, words=words), i, own.__getitem__)
-        bodies.append(f"{{\n{row}  matmul<{real}>(row, Block{{{block}}});\n}}")
-    return f"  if ((int)blockIdx.x < {firsts}) {bodies[0]} else {bodies[1]}\n"
+    return f"  if ((int)blockIdx.x < {firsts}) {one} else {other}\n"
