@@ -60,10 +60,10 @@ def training_plan(
 
     They hold no address and no value, so they are written once for all trainings that are alike.
     """
-    alike = _what_programs_depend_on(network, loss, optimizer)
-    if alike is None:
+    depend_on = _what_programs_depend_on(network, loss, optimizer)
+    if depend_on is None:
         return _write(network, loss, optimizer, data, batch_rows, shuffle)
-    key = (alike, data, batch_rows, shuffle)
+    key = (depend_on, data, batch_rows, shuffle)
     with _WRITING:
         plan = _PLANS.pop(key, None) or _write(network, loss, optimizer, data, batch_rows, shuffle)
         _PLANS[key] = plan  # the last in order
