@@ -32,9 +32,9 @@ REST_LIMIT = 60.0
 """Seconds in which what gets ready early must come to rest when it is called."""
 
 SAVE_SECONDS = 2.0
-AT_A_TIME = 8
-"""Processes of sections that share the GPU, where they only tell right from wrong; half of the CPUs at most, since what
-gets ready early has the others."""
+AT_A_TIME = 12
+"""Processes of sections that share the GPU, where they only tell right from wrong; three quarters of the CPUs at most,
+since what gets ready early has the others."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -114,7 +114,7 @@ class Run:
         self.save()
         cpus = int(cpu_counts()["usable"] or 1)
         parts = [(s, 0.0, part, n) for s in together for n in (self._parts(s, cpus),) for part in range(n)]
-        at_once = max(1, min(AT_A_TIME, cpus // 2, len(parts)))
+        at_once = max(1, min(AT_A_TIME, 3 * cpus // 4, len(parts)))
         # libraries whose threads wait for each other are slower with too many of them than with one
         self._shared = dict.fromkeys(THREADS, str(max(1, cpus // (at_once + 2))))
         try:

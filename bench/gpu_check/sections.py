@@ -1,4 +1,4 @@
-"""The sections by name, the most important first, and how long each may take."""
+"""The sections by name and how long each may take: first those that share the GPU, what takes longest ahead."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Section:
 SECTIONS: Mapping[str, Section] = {
     section.name: section
     for section in (
-        Section("products", "products of the library, with each epilogue, against float64", 150),
-        Section("kernels", "every operation against the reference in float64", 180, processes=5),
+        Section(
+            "repeats", "trainings that must come out the same: twice, by threads, streamed", 180, processes=3
+        ),
+        Section(
+            "steps", "training steps of each executor against float64, from the same state", 180, processes=3
+        ),
+        Section("kernels", "every operation against the reference in float64", 180, processes=4),
         Section("narrow", "products of few outputs against the reference in float64", 180, processes=3),
-        Section(
-            "steps", "training steps of each executor against float64, from the same state", 180, processes=2
-        ),
         Section("trainings", "whole trainings against the CPU", 180, processes=3),
-        Section(
-            "repeats", "trainings that must come out the same: twice, by threads, streamed", 180, processes=2
-        ),
+        Section("products", "products of the library, with each epilogue, against float64", 150),
         Section("targets", "speed of the workloads that have a target", 120, alone=True, early=150),
         Section("peers", "the workloads beside PyTorch and JAX", 300, alone=True, early=150),
         Section("behaviour", "interruption, length of launches, memory", 90, alone=True, kept=35),

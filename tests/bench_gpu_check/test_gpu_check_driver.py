@@ -91,13 +91,11 @@ def test_what_was_found_until_it_is_stopped_is_in_the_file(tmp_path):
     path = tmp_path / "found.json"
     command = [sys.executable, "-m", "bench.gpu_check", "--device", "host", "--out", str(path)]
     process = subprocess.Popen(
-        [*command, "--only", "products,trainings"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--only", "products,targets"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         end = time.monotonic() + 60
-        while not (
-            path.exists() and len(json.loads(path.read_text())["sections"]["trainings"]["checks"]) > 2
-        ):
+        while not (path.exists() and len(json.loads(path.read_text())["sections"]["targets"]["checks"]) > 2):
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
