@@ -143,6 +143,7 @@ class GraphExecutor(DeviceExecutor):
 
     name = "graph"
     uses_library = True
+    block_seconds = 0.1  # copies of data and parameters are made anew for each
 
     def __init__(
         self, backend: Backend, memory: Memory, workers: int | None = None, precision: str = "float32"
@@ -262,6 +263,9 @@ class GraphExecutor(DeviceExecutor):
             # once a block: whoever owns data and parameters may change them between
             for copy in self._copies():
                 copy()
+            if self._stays(plan.begin):
+                for launch in self._launches_of(plan.begin):
+                    launch()
             for chunk in chunks(plan, position, n_steps, not sorts):
                 if chunk.begin and sorts:
                     self._order_rows(plan.begin, epoch)
@@ -336,7 +340,8 @@ class GraphExecutor(DeviceExecutor):
     def _graph(self, plan: StepPlan, chunk: Chunk) -> Launch:
         key = (id(plan), chunk)
         if key not in self._graphs:
-            begin, (batch, *rest) = self._launches_of(plan.begin), self._launches_of_steps(plan)
+            begin = [] if self._stays(plan.begin) else self._launches_of(plan.begin)
+            batch, *rest = self._launches_of_steps(plan)
             last = rest[0] if rest else []
             full = plan.steps - (plan.last is not None)
             if chunk.epochs:
@@ -345,6 +350,11 @@ class GraphExecutor(DeviceExecutor):
                 launches = begin * chunk.begin + batch * chunk.full + last * chunk.last
             self._graphs[key] = self.device.capture(launches)
         return self._graphs[key]
+
+    @staticmethod
+    def _stays(begin: Program) -> bool:
+        """Whether all epochs have the same order of rows: a block of steps then needs it once."""
+        return all(call.kernel == "copy_rows" for call in begin.calls)
 
     @staticmethod
     def _sorts_by_library(program: Program) -> bool:
