@@ -45,7 +45,14 @@ from .one_call import (
     written,
 )
 
-OTHERS = {"cast_bf16", "advance", "matmul_pair", *NARROW, *(f"{name}_cast" for name in UPDATES)}
+OTHERS = {
+    "cast_bf16",
+    "advance",
+    "matmul_pair",
+    "sums_of_shares",
+    *NARROW,
+    *(f"{name}_cast" for name in UPDATES),
+}
 """Operations that the catalogue does not write, and that have checks of their own."""
 
 

@@ -55,11 +55,11 @@ trainings without."""
 
 NEVER_CHAINED = frozenset(
     [
-        *("matmul", "matmul_pair", "sum_squares", "clip_by_norm", "shuffle"),
+        *("matmul", "matmul_pair", "sums_of_shares", "sum_squares", "clip_by_norm", "shuffle"),
         *(name for name in OPERATIONS if "narrow" in name),
     ]
 )
-"""Operations of which one counts the blocks of the other; one whose work is not that of its numbers; those that want
+"""Operations whose parts have blocks of their own; one whose work is not that of its numbers; those that want
 more registers than a thread of so large a block has."""
 
 
@@ -246,8 +246,9 @@ def _narrow_sums(step: Step, most_blocks: int, backend: Backend) -> Iterator[Ste
     step.blocks = min(tiles * count, most_blocks)
     yield step
     if count > 1:
-        for part, whole in zip(parts, wholes, strict=True):
-            yield Step("column_sums", [part, whole])
+        pairs = list(zip(parts, wholes, strict=True))
+        each = [_blocks(Step("column_sums", pair), most_blocks) for pair in pairs]
+        yield Step("sums_of_shares", [place for pair in pairs for place in pair], each, blocks=sum(each))
 
 
 def _form(call: Call) -> int:

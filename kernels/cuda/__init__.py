@@ -135,6 +135,7 @@ _GRIDS: dict[str, tuple[Grid, int]] = {
     "small_matmul": ("tiles", 2),
     "add_bias": ("elements", 1),
     "column_sums": ("columns", 0),
+    "sums_of_shares": ("columns", 0),
     "copy": ("elements", 0),
     "cast_bf16": ("elements", 0),
     "softmax": ("rows", 0),

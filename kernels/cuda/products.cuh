@@ -170,6 +170,20 @@ __device__ void column_sums(const Row& row, Block block) {
   sum_columns_of(matrix<T>(row, 0), matrix<T>(row, 1), block);
 }
 
+// whole = sums of the columns of part, for up to three pairs side by side: operands part, whole, part, ...; scalars: how
+// many of the blocks take each pair.
+template <typename T>
+__device__ void sums_of_shares(const Row& row, Block block) {
+  int first = 0;
+#pragma unroll
+  for (int k = 0; k < 3; k++) {
+    const int count = (int)row.scalars[k], index = block.index - first;
+    if (index >= 0 && index < count)
+      sum_columns_of(matrix<T>(row, 2 * k), matrix<T>(row, 2 * k + 1), Block{index, count});
+    first += count;
+  }
+}
+
 // y = x: operands x, y.
 template <typename T>
 __device__ void copy(const Row& row, Block block) {

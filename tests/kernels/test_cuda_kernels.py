@@ -77,6 +77,7 @@ def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_sha
         "advance",
         "small_matmul",
         "matmul_pair",
+        "sums_of_shares",
     }
     kernels = set(FOR_GPUS) - PRODUCTS - set(ENDINGS)  # these are all the operation "matmul"
     assert set(OPERATIONS) == set(CATALOGUE) | parts | kernels
