@@ -259,22 +259,12 @@ def _form(call: Call) -> int:
 
 
 def _loss(name: str, places: list[Place | None], scalars: list[float], most_blocks: int) -> Iterator[Step]:
-    """The sum of the weights, the losses of the rows, and their sum: blocks cannot wait for each other."""
+    """The sum of the weights, where there are any, and the losses of the rows: blocks cannot wait for each other."""
     weight = places[3]
     loss = Step(name, places, scalars, 8 * (2 + most_blocks))
-    loss.blocks = _blocks(loss, most_blocks)
     if weight is not None:
         yield Step("sum_weights", [weight], (), 0, loss)
     yield loss
-    if loss.blocks > 1:
-        yield finish_loss(loss)
-
-
-def finish_loss(loss: Step) -> Step:
-    """Return the step that adds up what the blocks of a loss have; a single block does it by itself."""
-    control, output, _, weight, ring, _ = loss.places
-    assert output is not None
-    return Step("finish_loss", [control, weight, ring], [loss.scalars[0], output.rows], 0, loss, blocks=1)
 
 
 def _blocks(step: Step, most: int) -> int:

@@ -5,8 +5,8 @@ kernel of its own (``gpumlp_name``) calls it with the block's place in the grid;
 only block there is. The text needs no header, so that NVRTC compiles it as it stands and a host compiler behind
 ``host.h`` does too.
 
-A loss is up to three operations, because the blocks of a grid cannot wait for each other: `sum_weights` where the rows
-have weights, the loss, `finish_loss`. Clipping by the norm is two: `sum_squares` and `clip_by_norm`.
+A loss is two operations where the rows have weights, because the blocks of a grid cannot wait for each other:
+`sum_weights` and the loss. Clipping by the norm is two: `sum_squares` and `clip_by_norm`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,6 @@ _GRIDS: dict[str, tuple[Grid, int]] = {
     "batch_norm_fixed_grad": ("elements", 2),
     "running_average": ("elements", 1),
     "sum_weights": ("one", 0),
-    "finish_loss": ("one", 0),
     "check_loss": ("one", 0),
     "check_gradients": ("elements", 0),
     "clip_by_value": ("elements", 0),

@@ -305,6 +305,7 @@ static inline int __syncthreads_and(int predicate) { return !__syncthreads_or(!p
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { fibers::shuffle(mask, 0, 0); }
 static inline void __threadfence_block() {}
 static inline void __threadfence() {}
+static inline unsigned atomicAdd(unsigned* p, unsigned v) { return (*p += v) - v; }  // one thread runs at a time
 
 template <typename V>
 static V __shfl_sync(unsigned mask, V v, int from) {

@@ -1,7 +1,6 @@
-// Losses: the value of a batch and its gradient in one pass. Blocks cannot wait for each other, so that a loss is up to
-// three operations on one scratch of doubles: [0] the sum of the weights, by `sum_weights` where rows have weights;
-// [1] the number of blocks and [2 + b] what the rows of block b add to the value, by the loss itself; `finish_loss` adds
-// those up, where there is more than one block.
+// Losses: the value of a batch and its gradient in one pass, and `sum_weights` before it where rows have weights, since
+// blocks cannot wait for each other. Both have one scratch of doubles: [0] the sum of the weights; [1] a ticket, see
+// `comes_last`; [2 + b] what the rows of block b add to the value, for the last block to add up.
 //
 // Operands of a loss: control, output, target, weight?, ring, grad?; scalars mean, then its own. With `mean` the value
 // is sum(w l) / sum(w), without it sum(w l). Of these grad may be bfloat16.
@@ -47,10 +46,14 @@ __device__ __forceinline__ void for_each_loss(const Row& row, Block block, Body 
     });
   }
   part = block_total(part);
-  if (threadIdx.x != 0) return;
-  scratch[2 + block.index] = part;
-  if (block.index == 0) scratch[1] = block.count;
-  if (block.count == 1)
+  if (block.count > 1) {
+    if (threadIdx.x == 0) scratch[2 + block.index] = part;
+    if (!comes_last(scratch + 1, block.count)) return;
+    part = 0;
+    for (int b = threadIdx.x; b < block.count; b += blockDim.x) part += of_another_block(scratch + 2 + b);
+    part = block_total(part);
+  }
+  if (threadIdx.x == 0)
     put_loss(vector<long long>(row, 0), vector<double>(row, 4), part, row.scalars[0] != 0,
              weight ? scratch[0] : (double)row.operands[1].rows);
 }
@@ -83,24 +86,6 @@ template <typename T>
 __device__ void check_loss(const Row& row, Block block) {
   long long* control = vector<long long>(row, 1);
   if (block.index == 0 && threadIdx.x == 0) flag_loss(control, vector<double>(row, 0)[2 * control[SLOT]]);
-}
-
-// What the blocks of a loss have added up, into the ring: operands control, weight?, ring; scalars mean, rows.
-template <typename T>
-__device__ void finish_loss(const Row& row, Block block) {
-  if (block.index != 0) return;
-  const double* scratch = reinterpret_cast<const double*>(row.scratch);
-  const Index rows = (Index)row.scalars[1];
-  const int blocks = (int)scratch[1];
-  double sum = scratch[2];
-  if (blocks > 1) {
-    sum = 0;
-    for (int b = threadIdx.x; b < blocks; b += blockDim.x) sum += scratch[2 + b];
-    sum = block_total(sum);
-  }
-  if (threadIdx.x != 0) return;
-  const double total = row.operands[1].address ? scratch[0] : (double)rows;
-  put_loss(vector<long long>(row, 0), vector<double>(row, 2), sum, row.scalars[0] != 0, total);
 }
 
 // --- means over the outputs of a function of (output, target) -------------------------------------------------------

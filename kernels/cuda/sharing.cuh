@@ -215,6 +215,24 @@ __device__ __forceinline__ double block_total(double v) {
   return row_sum(threadIdx.x % WARP < blockDim.x / WARP ? shared[threadIdx.x % WARP] : 0.0, WARP);
 }
 
+// Whether this block is the last of `count` that come here, and so sees what the others have written before, by
+// `of_another_block`. `ticket` is eight bytes of zeros, before and afterwards. Every thread must come.
+__device__ __forceinline__ bool comes_last(void* ticket, int count) {
+  int* shared = shared_scratch<int>();
+  __syncthreads();  // what lay there may still be read, and what the threads write is written
+  if (threadIdx.x == 0) {
+    __threadfence();
+    shared[0] = atomicAdd((unsigned*)ticket, 1u) == count - 1u;
+    if (shared[0]) *(unsigned*)ticket = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return shared[0];
+}
+
+// Past the first cache, which does not learn of what other blocks write.
+__device__ __forceinline__ double of_another_block(const double* p) { return *(const volatile double*)p; }
+
 // Calls body(p, c, lane, sum) with the sums over the warps of a block of what each lane has as v[p][c], for P values of
 // p from `first` on; one thread does so for each. Every thread must come.
 template <int P, int ROWS, int C, typename T, typename Body>

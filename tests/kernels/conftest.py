@@ -15,7 +15,7 @@ import gpumlp as gm
 from gpumlp.arena import Arena
 from gpumlp.backend import Backend, register_backend, unregister_backend
 from gpumlp.executors.linking import encode, instruct, work_bytes
-from gpumlp.executors.unfolding import encode_steps, finish_loss, scratch_bytes, unfold
+from gpumlp.executors.unfolding import encode_steps, scratch_bytes, unfold
 from gpumlp.kernels import kernel_spec
 from gpumlp.kernels.cpu import address
 from gpumlp.kernels.cuda import OPERATIONS, TYPES, cupy_device, host, source
@@ -105,14 +105,17 @@ def _run_on_host(
             step.scratch = 8 * blocks
         elif "ring" in kernel_spec(kernel).updates and step.scratch:
             step.scratch = 8 * (2 + blocks)
-            steps += [finish_loss(step)] if blocks > 1 else []
         elif step.operation == "clip_by_norm":
             step.scalars = [step.scalars[0], blocks]
     scratch = np.full(scratch_bytes(steps) // 8 + 8, np.nan)  # what is read there before it is written shows
+    if "ring" in kernel_spec(kernel).updates:
+        scratch[1] = 0  # the ticket of its blocks
     values = np.zeros((len(steps), 8))
     rows, values[...] = encode_steps(steps, values.ctypes.data, scratch.ctypes.data)
     for step, row in zip(steps, rows, strict=True):
         module.launch(step.operation, row, step.blocks, threads, order)
+    if "ring" in kernel_spec(kernel).updates:
+        assert scratch[1] == 0, "the ticket is not left as it was"
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +135,7 @@ def run_cuda(host_compiler) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def run_cuda_large(host_compiler) -> Callable[..., None]:
     """The same in float32 with kernels that count elements by 64 bits, those of `SHARING`."""
-    names = (*SHARING, "sum_squares", "sum_weights", "finish_loss")
+    names = (*SHARING, "sum_squares", "sum_weights")
     return functools.partial(_run_on_host, host.HostModule(text=source("float32", names, large=True)))
 
 

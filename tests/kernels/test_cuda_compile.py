@@ -21,7 +21,7 @@ from gpumlp.kernels.layout import ROW_WIDTH
 
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
-CORE = ("gather_rows", "matmul", "bias_relu", "mse", "finish_loss", "relu_grad_bias", "adam", "advance")
+CORE = ("gather_rows", "matmul", "bias_relu", "mse", "relu_grad_bias", "adam", "advance")
 # The last layer of most, in float32.
 LAST = ("bias_relu_narrow", "narrow_relu_grad_sums", "column_sums")
 # What may read or write bfloat16, and updates; of the many forms with a narrow product those that want most registers.
@@ -43,7 +43,7 @@ SHORT = (
         "small_matmul",
     ),
     *(
-        "finish_loss",
+        "check_loss",
         "batch_norm",
         "layer_norm_grad",
         "dropout",

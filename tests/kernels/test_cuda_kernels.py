@@ -71,7 +71,6 @@ def in_all_orders(run_cuda, size, name, values, dtype, changed, grid):
 def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_share():
     parts = {
         "sum_weights",
-        "finish_loss",
         "sum_squares",
         "cast_bf16",
         "advance",

@@ -91,5 +91,5 @@ def test_a_grid_has_as_many_blocks_as_there_is_work_and_no_more_than_the_machine
     assert blocks(OPERATIONS["softmax"], 60_000, 10, 256, 10_000) == 938  # 4 lanes a row
     assert blocks(OPERATIONS["column_sums"], 60_000, 1000, 256, 132) == 32
     assert blocks(OPERATIONS["matmul"], 64, 64, 256, 132) == 32
-    assert blocks(OPERATIONS["finish_loss"], 1, 8, 256, 132) == 1
+    assert blocks(OPERATIONS["sum_weights"], 1, 800, 256, 132) == 1
     assert all(blocks(o, 0, 0, 256, 132) == 1 for o in OPERATIONS.values())
