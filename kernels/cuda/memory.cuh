@@ -120,6 +120,8 @@ __device__ __forceinline__ void store(float* p, const float (&v)[WIDTH]) {
 #pragma unroll
     for (int w = 0; w < WIDTH; w += 4)
       *reinterpret_cast<float4*>(p + w) = make_float4(v[w], v[w + 1], v[w + 2], v[w + 3]);
+  } else if constexpr (WIDTH == 2) {
+    *reinterpret_cast<float2*>(p) = make_float2(v[0], v[1]);
   } else {
     static_assert(WIDTH == 1, "fours, or one");
     *p = v[0];

@@ -4,6 +4,16 @@
 [[maybe_unused]] constexpr int SHORT_INNER = 8;  // inner side up to which reading it costs no more than writing c
 [[maybe_unused]] constexpr int SPREAD_WARPS = 2048;  // that share many blocks' tiles, about as many as a GPU has at a time
 
+// Steps of an inner side that a warp has under way where many blocks share a product, whose numbers are read by fours or
+// fewer at a time: as many as there are registers for, which are more where the row is a constant.
+#if defined(GPUMLP_CONSTANT_ROWS)
+[[maybe_unused]] constexpr int SPREAD_AHEAD = 4;
+#define GPUMLP_APART __forceinline__
+#else
+[[maybe_unused]] constexpr int SPREAD_AHEAD = 2;
+#define GPUMLP_APART __noinline__  // all forms as one function would want more registers than there are
+#endif
+
 // The forms of which each factor can be read four numbers at a time.
 template <bool NEAR, typename T>
 __device__ __forceinline__ void multiply_wide(const Product<T>& product, Block block) {
@@ -25,6 +35,26 @@ __device__ __forceinline__ void multiply_spread(const Product<T>& product, Block
   } else {
     multiply_spread<ALONG_INNER, ALONG_SIDE>(product, block);
   }
+}
+
+// By many blocks, what is read and written by fours, by pairs, as rows of 250 numbers are, or one by one.
+template <typename T>
+__device__ GPUMLP_APART void multiply_by_pairs(Product<T> product, Block block) {
+  multiply_by_warps<false, 2, SPREAD_AHEAD, 2, 2>(product, block, SPREAD_WARPS);
+}
+template <typename T>
+__device__ GPUMLP_APART void multiply_by_ones(Product<T> product, Block block) {
+  multiply_by_warps<false, 1, SPREAD_AHEAD, 2, 2>(product, block, SPREAD_WARPS);
+}
+#undef GPUMLP_APART
+template <typename T>
+__device__ __forceinline__ void multiply_by_warps(const Product<T>& product, Block block, bool as_fours) {
+  if (as_fours)
+    multiply_by_warps<false, 4, SPREAD_AHEAD, 2, 2>(product, block, SPREAD_WARPS);
+  else if (product.in_pairs())
+    multiply_by_pairs(product, block);
+  else
+    multiply_by_ones(product, block);
 }
 
 // c = a^T b with few rows, as the gradient of a first layer with few inputs: lanes share the inner side of a column. The
@@ -91,6 +121,7 @@ __device__ void matmul(const Row& row, Block block) {
   // four neighbours along a side are read at once or not at all; the plain tiles read what is left of an inner side
   const bool whole = p.c.columns % TILE == 0 && (p.form != FIRST_TURNED || p.c.rows % TILE == 0);
   const bool fours = !BY_WARPS || ((p.form == FIRST_TURNED || p.inner % 4 == 0) && p.in_fours());
+  const bool as_fours = wide && fours && (p.form == SECOND_TURNED || whole);
   bool sums = p.sums() != nullptr;  // to be made by a pass of their own
   if (p.form == FIRST_TURNED && p.c.rows <= FEW_ROWS) {
     multiply_few(p, block);
@@ -106,7 +137,7 @@ __device__ void matmul(const Row& row, Block block) {
     multiply<TILE, 1, APART, APART, false>(p, block);
   } else if (p.form == PLAIN && p.inner <= SHORT_INNER && whole && steps_aligned(p.b.data, p.b.stride())) {
     multiply_short(p, block);
-  } else if (!wide || !fours || (p.form != SECOND_TURNED && !whole)) {
+  } else if (!as_fours && !(BY_WARPS && !ONE_BLOCK)) {
     // where factors lie is asked in each branch: known from above on, it cost large products a tenth more instructions
     if constexpr (!ONE_BLOCK) {
       multiply_spread<APART, APART>(p, block);
@@ -117,9 +148,9 @@ __device__ void matmul(const Row& row, Block block) {
     }
   } else if constexpr (BY_WARPS) {
     if constexpr (ONE_BLOCK)  // which has registers for wide tiles
-      multiply_by_warps<true, 1, 4, 4>(p, block, blockDim.x / WARP);
+      multiply_by_warps<true, 4, 1, 4, 4>(p, block, blockDim.x / WARP);
     else
-      multiply_by_warps<false, 2, 2, 2>(p, block, SPREAD_WARPS);
+      multiply_by_warps(p, block, as_fours);
     sums = false;
   } else if constexpr (!ONE_BLOCK) {
     multiply_spread(p, block);

@@ -62,9 +62,8 @@ def tailored(dtype: str, programs: Sequence[Rows], n_pieces: int, threads: int, 
     return "\n".join(
         [
             constants(dtype, large),
-            # as if it were the launch's own: what depends on it is known
-            f"struct Threads {{ unsigned x; }};\nconstexpr Threads known_threads = {{{threads}}};",
-            "#define blockDim known_threads",
+            _KNOWN,
+            f"constexpr Threads known_threads = {{{threads}}};",
             *map(_inlined, FILES),
             text("network"),
             *functions,
@@ -76,6 +75,9 @@ def tailored(dtype: str, programs: Sequence[Rows], n_pieces: int, threads: int, 
         ]
     )
 
+
+_KNOWN = "#define GPUMLP_CONSTANT_ROWS\nstruct Threads { unsigned x; };\n#define blockDim known_threads"
+"""In place of the launch's own, so that what depends on how many threads a block has is known too."""
 
 _PROGRAMS = """
 struct Programs {
@@ -180,9 +182,12 @@ def launched(dtype: str, groups: Sequence[Group], large: bool = False) -> str:
         groups: each with a name of its own.
         large: whether some operand has more than `MOST_ELEMENTS`.
     """
-    places = f"struct Places {{\n  long long at[{PLACES}];\n}};"
-    kernels = [_kernel(group, TYPES[dtype]) for group in groups]
-    return "\n".join([constants(dtype, large), *map(_inlined, FILES), places, *kernels])
+    parts = [constants(dtype, large), f"struct Places {{\n  long long at[{PLACES}];\n}};", _KNOWN]
+    for threads in sorted({group.threads for group in groups}):
+        kernels = [_kernel(group, TYPES[dtype]) for group in groups if group.threads == threads]
+        known = f"constexpr Threads known_threads = {{{threads}}};"
+        parts += [f"namespace of_{threads}_threads {{", known, *map(_inlined, FILES), *kernels, "}"]
+    return "\n".join(parts)
 
 
 def _kernel(group: Group, real: str) -> str:
@@ -206,7 +211,6 @@ def _kernel(group: Group, real: str) -> str:
     return (
         f'extern "C" __global__ void __launch_bounds__({bounds}) '
         f"{group.name}(const __grid_constant__ Places places) {{\n"
-        f"  __builtin_assume(blockDim.x == {group.threads});\n"
         f"{'__syncthreads();'.join(bodies)}}}\n"
     )
 

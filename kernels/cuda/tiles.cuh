@@ -14,10 +14,10 @@ struct Factor {
 // How four neighbours are loaded at once: along the inner side, along the other one, or not at all.
 enum { ALONG_INNER, ALONG_SIDE, APART };
 
-// Whether `data` and steps of `stride` elements allow accesses of 16 bytes.
-template <typename T>
+// Whether `data` and steps of `stride` elements allow accesses of so many bytes.
+template <int BYTES = 16, typename T>
 __device__ __forceinline__ bool steps_aligned(const T* data, Index stride) {
-  return (((int)reinterpret_cast<long long>(data) | (int)stride * (int)sizeof(T)) & 15) == 0;
+  return (((int)reinterpret_cast<long long>(data) | (int)stride * (int)sizeof(T)) & (BYTES - 1)) == 0;
 }
 
 // What a thread reads of a factor: N places of its side, four places of the inner side at once. Addresses are found once for
@@ -151,15 +151,25 @@ struct Product {
            (ending != RELU_GRADIENT || steps_aligned(other.data, other.stride));
   }
 
-  // Stores M x N numbers of c from (i, j) on, as far as they are there, with what is done on the way; FOURS: see above.
-  template <int M, int N, bool FOURS = false>
+  // Whether all that is read and written can be accessed by two numbers at a time.
+  __device__ __forceinline__ bool in_pairs() const {
+    constexpr int PAIR = 2 * sizeof(T);
+    return c.columns % 2 == 0 && (form == FIRST_TURNED ? (int)c.rows : inner) % 2 == 0 &&
+           steps_aligned<PAIR>(a.data, a.stride()) && steps_aligned<PAIR>(b.data, b.stride()) &&
+           steps_aligned<PAIR>(c.data, c.stride) &&
+           (ending != RELU_GRADIENT || steps_aligned<PAIR>(other.data, other.stride));
+  }
+
+  // Stores M x N numbers of c from (i, j) on, as far as they are there, with what is done on the way; WHOLE: those of a row
+  // are, and can be accessed at once.
+  template <int M, int N, bool WHOLE = false>
   __device__ __forceinline__ void put(T (&v)[M][N], int i, int j) const {
-    const bool wide = FOURS || (N == 4 && in_fours());
+    const bool wide = WHOLE || (N == 4 && in_fours());
     if (ending <= ADD_AND_RELU && other) {
       T bias[N] = {};
 #pragma unroll
       for (int n = 0; n < N; n++)
-        if (FOURS || j + n < c.columns) bias[n] = other.data[j + n];
+        if (WHOLE || j + n < c.columns) bias[n] = other.data[j + n];
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
@@ -176,7 +186,7 @@ struct Product {
           T y[N];
           if (wide) {
             load<N>(y, other.at(i + m, j));
-          } else if constexpr (!FOURS) {
+          } else if constexpr (!WHOLE) {
 #pragma unroll
             for (int n = 0; n < N; n++) y[n] = j + n < c.columns ? *other.at(i + m, j + n) : T(0);
           }
@@ -189,7 +199,7 @@ struct Product {
       if (i + m >= c.rows) continue;
       if (wide) {
         store<N>(c.at(i + m, j), v[m]);
-      } else if constexpr (!FOURS) {
+      } else if constexpr (!WHOLE) {
 #pragma unroll
         for (int n = 0; n < N; n++)
           if (j + n < c.columns) *c.at(i + m, j + n) = v[m][n];

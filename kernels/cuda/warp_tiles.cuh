@@ -5,49 +5,63 @@
 // The order of an inner side does not matter as long as both factors have the same one, and which rows and columns a lane
 // has may be chosen. So a lane reads neighbours: with a group, lane / 4, and a member, lane % 4, as in tensor.cuh, it has
 // rows M group to M group + M - 1, columns N group to N group + N - 1, and of 16 places of the inner side those from
-// 4 member on. Of the result it has the same rows, and 2 N columns from 2 N member on.
+// 4 member on; where rows are no fours but pairs, as those of 250 numbers are, two from 2 member on, and two 8 further on;
+// else every fourth. Of the result it has the same rows, and 2 N columns from 2 N member on.
 
 [[maybe_unused]] constexpr int INNER_STEP = 16;  // places of the inner side at once
 
-// COUNT places of a factor's side, which are a lane's, and four of the inner side.
-template <bool NEAR, int COUNT>
+// COUNT places of a factor's side, which are a lane's, and four of the inner side, read WIDTH at a time.
+template <bool NEAR, int COUNT, int WIDTH>
 struct LanePart {
-  Place<NEAR> at[COUNT];  // of each place; of the first, where places lie side by side
+  static constexpr bool APART = WIDTH == 1;  // else places that lie side by side are read at once
+  static_assert(NEAR || APART || COUNT <= WIDTH, "as many as can be");
+  Place<NEAR> at[COUNT];  // of each place; of the first, where they are read at once
   bool along_inner;
   int stride, depth;
 
   // The places from `first` on; beyond the last one they are the last ones once more, whole groups where they are read so.
   __device__ __forceinline__ LanePart(const Factor<float>& f, int first, int sides, int depth)
       : along_inner(f.inner == 1), stride((int)f.stride()), depth(depth) {
-    const int member = threadIdx.x % 4;
-    if (along_inner) {
+    const int own = WIDTH * (threadIdx.x % 4);
+    if (along_inner || APART) {
 #pragma unroll
-      for (int n = 0; n < COUNT; n++) at[n] = Place<NEAR>(f.data + (min(first + n, sides - 1) * f.side + 4 * member));
+      for (int n = 0; n < COUNT; n++)
+        at[n] = Place<NEAR>(f.data + (min(first + n, sides - 1) * f.side + own * f.inner));
     } else {
-      at[0] = Place<NEAR>(f.data + (min(first, sides - COUNT) + 4 * member * f.inner));
+      at[0] = Place<NEAR>(f.data + (min(first, sides - COUNT) + own * f.inner));
     }
   }
 
-  // v[n][s] = the factor at (place n, p + 4 member + s); WHOLE: all of these are there.
+  // How far from the lane's first place of 16 the one of number s is.
+  static __device__ __forceinline__ constexpr int apart(int s) { return s / WIDTH * (4 * WIDTH) + s % WIDTH; }
+
+  // v[n][s] = the factor at (place n, p + WIDTH member + apart(s)); WHOLE: all of these are there.
   template <bool WHOLE>
   __device__ __forceinline__ void read(float (&v)[COUNT][4], int p) const {
-    const int member = threadIdx.x % 4, left = depth - p - 4 * member;
-    if (along_inner) {  // fours are whole
+    const int member = threadIdx.x % 4, left = depth - p - WIDTH * member;
+    if (along_inner) {  // WIDTH neighbours are all there, or none
 #pragma unroll
-      for (int n = 0; n < COUNT; n++) {
-        if (!WHOLE) v[n][0] = v[n][1] = v[n][2] = v[n][3] = 0;
-        if (WHOLE || left > 0) load<4>(v[n], at[n] + p);
-      }
+      for (int n = 0; n < COUNT; n++)
+#pragma unroll
+        for (int s = 0; s < 4; s += WIDTH) {
+          float q[WIDTH] = {};
+          if (WHOLE || apart(s) < left) load<WIDTH>(q, at[n] + (p + apart(s)));
+#pragma unroll
+          for (int w = 0; w < WIDTH; w++) v[n][s + w] = q[w];
+        }
       return;
     }
 #pragma unroll
     for (int s = 0; s < 4; s++) {
-      const int from = (p + s) * stride;
+      const int from = (p + apart(s)) * stride;
       float q[COUNT] = {};
-      if (WHOLE || s < left) {
+      if (WHOLE || apart(s) < left) {
         if constexpr (NEAR) {  // rows lie a multiple of all banks apart, mostly: members take neighbours in turn
 #pragma unroll
           for (int n = 0; n < COUNT; n++) q[n] = *(at[0] + (from + (n ^ member & (COUNT - 1))));
+        } else if constexpr (APART) {
+#pragma unroll
+          for (int n = 0; n < COUNT; n++) q[n] = *(at[n] + from);
         } else {
           load<COUNT>(q, at[0] + from);
         }
@@ -98,12 +112,12 @@ __device__ __forceinline__ void add_tiles(float (&total)[M / 2][N][4], const flo
 
 // Adds to a tile of sums, and to those of b's columns where they are wanted, what every `step` places of the inner side
 // give from `start` on. The next ones are on their way meanwhile.
-template <bool NEAR, int AHEAD, int M, int N>
+template <bool NEAR, int WIDTH, int AHEAD, int M, int N>
 __device__ __forceinline__ void accumulate_tile(float (&sums)[M / 2][N][4], float (&own)[N], bool summed,
                                                 const Product<float>& product, int i, int j, int start, int step) {
   const int depth = product.inner, group = threadIdx.x % WARP / 4;
-  const LanePart<NEAR, M> a(product.a, i + M * group, (int)product.c.rows, depth);
-  const LanePart<NEAR, N> b(product.b, j + N * group, (int)product.c.columns, depth);
+  const LanePart<NEAR, M, WIDTH> a(product.a, i + M * group, (int)product.c.rows, depth);
+  const LanePart<NEAR, N, WIDTH> b(product.b, j + N * group, (int)product.c.columns, depth);
   float x[AHEAD][M][4], y[AHEAD][N][4];
   const auto read = [&](int u, int p) {
     if (p + INNER_STEP <= depth) {
@@ -171,9 +185,10 @@ __device__ __forceinline__ void add_up_parts(float (&v)[COUNT], bool here, int s
       for (int k = 0; k < COUNT; k++) v[k] += shared[(other * COUNT + k) * WARP];
 }
 
-// c = a b by tiles of 8 M x 8 N, rows of c in fours; SHARED: both factors may lie in shared memory. Where there are few
-// tiles, several warps of a block share the inner side of one; `all_warps` is how many there are for tiles to be few.
-template <bool SHARED, int AHEAD, int M, int N>
+// c = a b by tiles of 8 M x 8 N, what is read and written WIDTH neighbours at a time; SHARED: both factors may lie in shared
+// memory. Where there are few tiles, several warps of a block share the inner side of one; `all_warps` is how many there
+// are for tiles to be few.
+template <bool SHARED, int WIDTH, int AHEAD, int M, int N>
 __device__ __forceinline__ void multiply_by_warps(const Product<float>& product, Block block, int all_warps) {
   constexpr int DOWN = 8 * M, ACROSS = 8 * N;
   const int tiles_across = ((int)product.c.columns + ACROSS - 1) / ACROSS;
@@ -193,9 +208,9 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
     float sums[M / 2][N][4] = {}, own[N] = {};
     if (!here) {
     } else if (near) {
-      accumulate_tile<SHARED, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
+      accumulate_tile<SHARED, WIDTH, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
     } else {
-      accumulate_tile<false, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
+      accumulate_tile<false, WIDTH, AHEAD, M, N>(sums, own, summed, product, i, j, INNER_STEP * part, step);
     }
     if (level > 0) {
       add_up_parts(reinterpret_cast<float(&)[2 * M * N]>(sums), here, slot, part, 1 << level);
@@ -203,14 +218,14 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
     }
     if (!here || part > 0) continue;
 #pragma unroll
-    for (int four = 0; four < 2 * N; four += 4) {
-      const int column = j + 2 * N * member + four;
-      float v[M][4];
+    for (int some = 0; some < 2 * N; some += WIDTH) {
+      const int column = j + 2 * N * member + some;
+      float v[M][WIDTH];
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int k = 0; k < 4; k++) v[m][k] = sums[m / 2][(four + k) % N][m % 2 * 2 + (four + k) / N];
-      if (column < product.c.columns) product.template put<M, 4, true>(v, i + M * group, column);
+        for (int k = 0; k < WIDTH; k++) v[m][k] = sums[m / 2][(some + k) % N][m % 2 * 2 + (some + k) / N];
+      if (column < product.c.columns) product.template put<M, WIDTH, true>(v, i + M * group, column);
     }
     if (summed)
 #pragma unroll

@@ -38,6 +38,19 @@ def wide():
     return [gm.Linear(5, 32), gm.ReLU(), gm.Linear(32, 64), gm.ReLU(), gm.Linear(64, 3)]
 
 
+def uneven():
+    """Products of many blocks, of rows that are pairs and no fours, and of an odd number."""
+    return [
+        gm.Linear(5, 90),
+        gm.ReLU(),
+        gm.Linear(90, 70),
+        gm.ReLU(),
+        gm.Linear(70, 61),
+        gm.ReLU(),
+        gm.Linear(61, 3),
+    ]
+
+
 def varied():
     """A layer of each kind that a program has an operation of its own for."""
     return [
@@ -48,6 +61,7 @@ def varied():
 
 CASES = {
     "wide layers, SGD": (wide, "cross_entropy", LABELS, lambda: gm.SGD(0.05), {}),
+    "rows that are no fours": (uneven, "cross_entropy", LABELS, lambda: gm.SGD(0.05), {}),
     "layers of every kind, Adam, weights": (
         *(varied, "mse", VALUES, lambda: gm.Adam(1e-2, clip_norm=1.0)),
         {"sample_weight": WEIGHT},

@@ -16,6 +16,8 @@ SIZES = [
     (20, 36, 10),  # tiles beyond the last row and column, an inner side that four do not divide
     (12, 16, 3),  # an inner side below four
     (8, 20, 1),
+    (64, 50, 250),  # rows in pairs: places by twos, and an inner side whose last step is not whole
+    (34, 18, 14),  # tiles beyond the last pairs
     (33, 35, 37),  # nothing that 16 bytes divide
     (3, 5, 150),  # less than a tile
 ]
@@ -54,7 +56,7 @@ def assert_right(run, size, form, dtype):
         np.testing.assert_array_equal(other, found[0])
 
 
-SMALL_SIZES = [(32, 64, 128), (64, 128, 32), (1, 64, 32), (3, 20, 12), (128, 1, 32), (7, 9, 33)]
+SMALL_SIZES = [(32, 64, 128), (64, 128, 32), (1, 64, 32), (3, 20, 12), (128, 1, 32), (7, 9, 33), (66, 50, 34)]
 ENDINGS = [
     (ending, form)
     for ending in ("product_bias", "product_bias_relu", "product_relu_slope", "product_bias_grad")
