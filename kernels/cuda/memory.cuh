@@ -68,6 +68,12 @@ struct Place {
     else
       return anywhere + n;
   }
+  __device__ __forceinline__ void operator+=(int n) {
+    if constexpr (NEAR)
+      shared += n * (int)sizeof(float);
+    else
+      anywhere += n;
+  }
 };
 
 // A row there.

@@ -15,37 +15,39 @@ template <bool NEAR, int COUNT, int WIDTH>
 struct LanePart {
   static constexpr bool APART = WIDTH == 1;  // else places that lie side by side are read at once
   static_assert(NEAR || APART || COUNT <= WIDTH, "as many as can be");
-  Place<NEAR> at[COUNT];  // of each place; of the first, where they are read at once
+  Place<NEAR> at[COUNT];  // of each place; of the first alone, where they are read at once
   bool along_inner;
-  int stride, depth;
+  int inner, depth;
 
-  // The places from `first` on; beyond the last one they are the last ones once more, whole groups where they are read so.
-  __device__ __forceinline__ LanePart(const Factor<float>& f, int first, int sides, int depth)
-      : along_inner(f.inner == 1), stride((int)f.stride()), depth(depth) {
-    const int own = WIDTH * (threadIdx.x % 4);
-    if (along_inner || APART) {
+  // The places from `first` on, to be read from `start` on; beyond the last place they are the last ones once more, whole
+  // groups where they are read so.
+  __device__ __forceinline__ LanePart(const Factor<float>& f, int first, int sides, int depth, int start)
+      : along_inner(f.inner == 1), inner((int)f.inner), depth(depth) {
+    const int member = threadIdx.x % 4, from = ((NEAR ? start : 0) + WIDTH * member) * inner;
 #pragma unroll
-      for (int n = 0; n < COUNT; n++)
-        at[n] = Place<NEAR>(f.data + (min(first + n, sides - 1) * f.side + own * f.inner));
-    } else {
-      at[0] = Place<NEAR>(f.data + (min(first, sides - COUNT) + own * f.inner));
+    for (int n = 0; n < COUNT; n++) {
+      // rows lie a multiple of all banks apart, mostly: members take neighbours in turn
+      const int turn = NEAR ? n ^ member & (COUNT - 1) : 0;
+      at[n] = Place<NEAR>(f.data + ((along_inner || APART ? min(first + n, sides - 1) * f.side
+                                                          : min(first, sides - COUNT) + turn) + from));
     }
   }
 
   // How far from the lane's first place of 16 the one of number s is.
   static __device__ __forceinline__ constexpr int apart(int s) { return s / WIDTH * (4 * WIDTH) + s % WIDTH; }
 
-  // v[n][s] = the factor at (place n, p + WIDTH member + apart(s)); WHOLE: all of these are there.
+  // v[n][s] = the factor at (place n, p + WIDTH member + apart(s)), where p is what comes next; WHOLE: all of these are
+  // there. Addresses in shared memory move on, with numbers that instructions hold; others would take two registers each.
   template <bool WHOLE>
   __device__ __forceinline__ void read(float (&v)[COUNT][4], int p) const {
-    const int member = threadIdx.x % 4, left = depth - p - WIDTH * member;
+    const int member = threadIdx.x % 4, left = depth - p - WIDTH * member, passed = NEAR ? 0 : p;
     if (along_inner) {  // WIDTH neighbours are all there, or none
 #pragma unroll
       for (int n = 0; n < COUNT; n++)
 #pragma unroll
         for (int s = 0; s < 4; s += WIDTH) {
           float q[WIDTH] = {};
-          if (WHOLE || apart(s) < left) load<WIDTH>(q, at[n] + (p + apart(s)));
+          if (WHOLE || apart(s) < left) load<WIDTH>(q, at[n] + (passed + apart(s)));
 #pragma unroll
           for (int w = 0; w < WIDTH; w++) v[n][s + w] = q[w];
         }
@@ -53,13 +55,10 @@ struct LanePart {
     }
 #pragma unroll
     for (int s = 0; s < 4; s++) {
-      const int from = (p + apart(s)) * stride;
+      const int from = (passed + apart(s)) * inner;
       float q[COUNT] = {};
       if (WHOLE || apart(s) < left) {
-        if constexpr (NEAR) {  // rows lie a multiple of all banks apart, mostly: members take neighbours in turn
-#pragma unroll
-          for (int n = 0; n < COUNT; n++) q[n] = *(at[0] + (from + (n ^ member & (COUNT - 1))));
-        } else if constexpr (APART) {
+        if constexpr (NEAR || APART) {
 #pragma unroll
           for (int n = 0; n < COUNT; n++) q[n] = *(at[n] + from);
         } else {
@@ -79,6 +78,12 @@ struct LanePart {
 #pragma unroll
       for (int n = 0; n < COUNT; n++) v[n][s] = q[n];
     }
+  }
+
+  __device__ __forceinline__ void move_on(int step) {
+    if constexpr (NEAR)
+#pragma unroll
+      for (int n = 0; n < COUNT; n++) at[n] += step * inner;
   }
 };
 
@@ -116,15 +121,17 @@ template <bool NEAR, int WIDTH, int AHEAD, int M, int N>
 __device__ __forceinline__ void accumulate_tile(float (&sums)[M / 2][N][4], float (&own)[N], bool summed,
                                                 const Product<float>& product, int i, int j, int start, int step) {
   const int depth = product.inner, group = threadIdx.x % WARP / 4;
-  const LanePart<NEAR, M, WIDTH> a(product.a, i + M * group, (int)product.c.rows, depth);
-  const LanePart<NEAR, N, WIDTH> b(product.b, j + N * group, (int)product.c.columns, depth);
+  const bool even = depth % INNER_STEP == 0;  // known of a constant row: what reads a part is left out
+  LanePart<NEAR, M, WIDTH> a(product.a, i + M * group, (int)product.c.rows, depth, start);
+  LanePart<NEAR, N, WIDTH> b(product.b, j + N * group, (int)product.c.columns, depth, start);
   float x[AHEAD][M][4], y[AHEAD][N][4];
   const auto read = [&](int u, int p) {
-    if (p + INNER_STEP <= depth) {
+    if (even ? p < depth : p + INNER_STEP <= depth) {
       a.template read<true>(x[u], p), b.template read<true>(y[u], p);
-    } else if (p < depth) {
+    } else if (!even && p < depth) {
       a.template read<false>(x[u], p), b.template read<false>(y[u], p);
     }
+    a.move_on(step), b.move_on(step);
   };
 #pragma unroll
   for (int u = 0; u < AHEAD; u++) read(u, start + u * step);
