@@ -161,9 +161,9 @@ struct Product {
   }
 
   // Stores M x N numbers of c from (i, j) on, as far as they are there, with what is done on the way; WHOLE: those of a row
-  // are, and can be accessed at once.
+  // are, and can be accessed at once; `all_rows`: so are all rows.
   template <int M, int N, bool WHOLE = false>
-  __device__ __forceinline__ void put(T (&v)[M][N], int i, int j) const {
+  __device__ __forceinline__ void put(T (&v)[M][N], int i, int j, bool all_rows = false) const {
     const bool wide = WHOLE || (N == 4 && in_fours());
     if (ending <= ADD_AND_RELU && other) {
       T bias[N] = {};
@@ -182,7 +182,7 @@ struct Product {
       const Relu<T> relu(nullptr);
 #pragma unroll
       for (int m = 0; m < M; m++)
-        if (i + m < c.rows) {
+        if (all_rows || i + m < c.rows) {
           T y[N];
           if (wide) {
             load<N>(y, other.at(i + m, j));
@@ -196,7 +196,7 @@ struct Product {
     }
 #pragma unroll
     for (int m = 0; m < M; m++) {
-      if (i + m >= c.rows) continue;
+      if (!all_rows && i + m >= c.rows) continue;
       if (wide) {
         store<N>(c.at(i + m, j), v[m]);
       } else if constexpr (!WHOLE) {

@@ -204,6 +204,8 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
   const int lane = threadIdx.x % WARP, group = lane / 4, member = lane % 4, warp = threadIdx.x / WARP;
   const int slot = warp >> level, part = warp & ((1 << level) - 1);
   const int each = (tiles + block.count - 1) / block.count, step = INNER_STEP << level;
+  // known of a constant row, as is what it decides
+  const bool all_rows = (int)product.c.rows % DOWN == 0, all_columns = (int)product.c.columns % ACROSS == 0;
   const bool near = SHARED && is_shared(product.a.data) && is_shared(product.b.data);
   float* column_sums = product.sums();
 #pragma unroll 1
@@ -232,7 +234,8 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
       for (int m = 0; m < M; m++)
 #pragma unroll
         for (int k = 0; k < WIDTH; k++) v[m][k] = sums[m / 2][(some + k) % N][m % 2 * 2 + (some + k) / N];
-      if (column < product.c.columns) product.template put<M, WIDTH, true>(v, i + M * group, column);
+      if (all_columns || column < product.c.columns)
+        product.template put<M, WIDTH, true>(v, i + M * group, column, all_rows);
     }
     if (summed)
 #pragma unroll
