@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpumlp.executors import graph, narrow, resident, tailoring, unfolding
+from gpumlp.executors import graph, narrow, products, resident, tailoring, unfolding
 from gpumlp.kernels.cuda import RESIDENT_THREADS
 
 from .checks import Check, Context, Values
@@ -51,6 +51,9 @@ SUMS_APART = Change(
 )
 BY_LIBRARY = Change("graph with all products by the library", "graph", "OWN_PRODUCT", graph, 0)
 FEWER_OWN = Change("graph with fewer products of our own", "graph", "OWN_PRODUCT", graph, 2_000_000)
+WITHOUT_LARGE = Change(
+    "graph with large products by the library", "graph", "LARGE_PRODUCT_FROM", products, 1 << 62
+)
 DATA_AS_THEY_LIE = Change("graph without a turned copy of the data", "graph", "TURNED_FROM", graph, 1 << 62)
 GENERAL_LAUNCHES = Change("graph by general kernels", "graph", "MOST_ROWS", tailoring, 0)
 GENERAL_KERNEL = Change("resident by the general kernel", "resident", "MOST_ROWS", tailoring, 0)
@@ -59,6 +62,7 @@ OTHERWISE = (
     ("small", "float32", GENERAL_KERNEL),
     ("small", "float32", GENERAL_LAUNCHES),
     ("ee6132", "float32", GENERAL_LAUNCHES),
+    ("mlpnn", "float32", WITHOUT_LARGE),
     ("sweep", "float32", MORE_THREADS),
     ("wide", "bf16", GRADIENTS_IN_EPILOGUES),
     ("wide", "bf16", SUMS_APART),

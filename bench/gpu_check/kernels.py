@@ -26,7 +26,7 @@ from gpumlp.kernels import (
 from gpumlp.kernels.cuda import OPERATIONS, THREADS
 from gpumlp.program import Call, Memory, Operand, Program, new_control
 
-from . import small_products
+from . import own_products
 from .bfloat16 import bfloat16_checks
 from .chains import PARTS, check_chains
 from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values
@@ -48,6 +48,7 @@ from .one_call import (
 OTHERS = {
     "cast_bf16",
     "advance",
+    "large_matmul",
     "matmul_pair",
     "sums_of_shares",
     *NARROW,
@@ -73,7 +74,7 @@ def checks(context: Context) -> list[Check]:
         found.append(Check(f"advance {dtype}", run))
         run = functools.partial(check_pairs, context, compiled, dtype)
         found.append(Check(f"two products at once {dtype}", run))
-    found += small_products.checks(context, compiled)
+    found += own_products.checks(context, compiled)
     found += bfloat16_checks(context, compiled)
     found.append(Check("every operation is checked", functools.partial(check_coverage, context, compiled)))
     return found

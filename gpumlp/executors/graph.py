@@ -34,7 +34,7 @@ from .lowering import (
     sum_early,
 )
 from .narrow import fuse_narrow_gradients, fuse_narrow_products
-from .products import ENDINGS, by_own_kernel, fuse_epilogues
+from .products import ENDINGS, by_own_kernel, fuse_epilogues, is_large
 from .tailored_launches import groups_of, tailored_launches
 from .tailoring import Tailor, tailor_for_launches
 from .turned import DATA_TURNED, read_turned, turned
@@ -159,6 +159,8 @@ class GraphExecutor(DeviceExecutor):
 
     def rewrites(self, program: Program) -> tuple[Rewrite, ...]:
         def supports(kernel: str, call: Call, last: bool) -> bool:
+            if self._is_large(call):
+                return False
             if not self.in_library(call):
                 b = call.by_name["b"]
                 assert b is not None
@@ -215,7 +217,12 @@ class GraphExecutor(DeviceExecutor):
         c = _result(product)
         ours = product.kernel in ENDINGS and product.by_name.get("mask") is None
         small = multiply_adds_of(product) <= OWN_PRODUCT and math.prod(c.shape) <= OWN_RESULT
-        return not (ours and small and self.precision == c.dtype == "float32")
+        ours = ours and small and self.precision == c.dtype == "float32"
+        return not (ours or self._is_large(product))
+
+    def _is_large(self, product: Call) -> bool:
+        """Whether our kernel for large products does it."""
+        return self.precision == "float32" and self.device.has_tf32 and is_large(product)
 
     def before_linking(self, programs: Sequence[Program]) -> None:
         read = {o.arena for p in programs for call in p.calls for o in call.operands if o is not None}

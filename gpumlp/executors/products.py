@@ -7,14 +7,17 @@ own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from ..arena import Segment
 from ..kernels import ACTIVATIONS, IN_EPILOGUES, mask_bytes
+from ..kernels.cuda import LARGE_TILE
 from ..kernels.layout import ADD_AND_RELU, ADD_BIAS, RELU_GRADIENT, SUM_COLUMNS
 from ..program import ACTIVATION_ARENA, Call, Operand, Program
 from .lowering import Rewrite, find_column_sums, substitute
+from .workers import multiply_adds_of
 
 Supports = Callable[[str, Call, bool], bool]
 """Whether a ``matmul`` call, whose result tells the type, may become the product of a name, with its last operand or
@@ -29,6 +32,38 @@ ENDINGS = {
     "product_bias_grad": SUM_COLUMNS,
 }
 """Products that a kernel of our own does, without a mask, and what it does on the way."""
+
+
+LARGE_PRODUCT_FROM = 1 << 26
+"""Multiply-adds from which a product in float32 is three products of parts by tensor cores, in a kernel of our own, and
+not the library's, which is made of multiply-adds of floats. `bench.gpu_check` measures trainings without."""
+
+STEP_CLOCKS, BYTES_A_CLOCK = 1300, 2400
+"""What a multiprocessor takes for 16 places of the inner side of a tile: a scheduler has 192 instructions for products,
+begins one in six clocks, and has others. And what an H200's memory moves, 4.3 TB/s, in one clock of 1.8 GHz."""
+
+
+def is_large(call: Call) -> bool:
+    """Whether a ``matmul`` call is a product that `large_matmul` is made for."""
+    if call.kernel != "matmul" or any(o is None or o.dtype != "float32" for o in call.operands):
+        return False
+    c = call.operands[2]
+    assert c is not None
+    return min(c.shape) >= LARGE_TILE and multiply_adds_of(call) >= LARGE_PRODUCT_FROM
+
+
+def parts_of_inner(rows: int, columns: int, inner: int, multiprocessors: int) -> int:
+    """Return into how many parts the inner side of a large product is best cut, each a tile's for a block.
+
+    A result of few tiles leaves multiprocessors without one; what each part gives is written, and read once more.
+    """
+    tiles = math.prod(-(-side // LARGE_TILE) for side in (rows, columns))
+
+    def clocks(parts: int) -> float:
+        waves, steps = -(-tiles * parts // multiprocessors), -(-inner // (16 * parts))
+        return waves * steps * STEP_CLOCKS + (parts > 1) * 8 * parts * rows * columns / BYTES_A_CLOCK
+
+    return min(range(1, max(1, min(16, inner // 256)) + 1), key=clocks)
 
 
 def by_own_kernel(kernel: str, call: Call, last: bool) -> bool:

@@ -12,6 +12,7 @@ from ..arena import Arena, aligned
 from ..backend import Backend, address
 from ..kernels import PRODUCTS, kernel_spec
 from ..kernels.cuda import (
+    LARGE_TILE,
     MAX_CHAIN,
     MAX_SCALARS,
     OPERATIONS,
@@ -36,7 +37,7 @@ from ..kernels.layout import (
 )
 from ..program import Call, Memory, Operand, Program
 from .linking import Place, kernel_scalars, locate
-from .products import ENDINGS
+from .products import ENDINGS, is_large, parts_of_inner
 from .workers import multiply_adds_of
 
 BLOCKS_A_MULTIPROCESSOR = 8
@@ -55,7 +56,15 @@ trainings without."""
 
 NEVER_CHAINED = frozenset(
     [
-        *("matmul", "matmul_pair", "sums_of_shares", "sum_squares", "clip_by_norm", "shuffle"),
+        *(
+            "matmul",
+            "matmul_pair",
+            "large_matmul",
+            "sums_of_shares",
+            "sum_squares",
+            "clip_by_norm",
+            "shuffle",
+        ),
         *(name for name in OPERATIONS if "narrow" in name),
     ]
 )
@@ -171,7 +180,9 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
     name = call.kernel
     spec = kernel_spec(name)
     scalars = kernel_scalars(name, [float(call.scalars[s]) for s in spec.scalars])
-    if name in ENDINGS:
+    if most_blocks > 1 and is_large(call):
+        yield from _large_product(call, places, most_blocks, backend)
+    elif name in ENDINGS:
         operands = dict(zip(spec.operands, places, strict=True))
         other = next((operands[role] for role in ("bias", "y", "db") if role in operands), None)
         of_kernel = [operands["a"], operands["b"], operands["c"], other]
@@ -193,6 +204,30 @@ def _steps(call: Call, places: list[Place | None], most_blocks: int, backend: Ba
         yield from _narrow_sums(Step(name, places, scalars), most_blocks, backend)
     else:
         yield Step(name, places, scalars)
+
+
+def _large_product(
+    call: Call, places: Sequence[Place | None], most_blocks: int, backend: Backend
+) -> Iterator[Step]:
+    """A large product; where its tiles are few, in parts of the inner side, which are then summed."""
+    a, b, c = places
+    assert a is not None
+    assert c is not None
+    rows, columns = c.rows, c.columns
+    inner = a.rows if call.scalars["transpose_a"] else a.columns
+    parts = 1
+    if c.stride == columns:
+        parts = parts_of_inner(rows, columns, inner, max(1, most_blocks // BLOCKS_A_MULTIPROCESSOR))
+    tiles = -(-rows // LARGE_TILE) * -(-columns // LARGE_TILE)
+    step = Step("large_matmul", [a, b, c], flags=_form(call) << FORM_BIT, blocks=tiles * parts)
+    if parts == 1:
+        yield step
+        return
+    whole = replace(c, rows=1, columns=rows * columns, stride=rows * columns)
+    (sums,) = _shares_of([whole], parts, step, backend)
+    step.places = [a, b, replace(sums, rows=parts * rows, columns=columns, stride=columns)]
+    yield step
+    yield Step("column_sums", [sums, whole])
 
 
 def _sort_bytes(places: Sequence[Place | None]) -> int:

@@ -66,6 +66,7 @@ FILES = (
     "optimizers",
     "tiles",
     "warp_tiles",
+    "large_products",
     "products",
 )
 """Files of the translation unit, in order; a file uses those before it."""
@@ -79,6 +80,7 @@ OPTIONS = ("-std=c++17", "-fmad=false")
 PACK = 4  # elements that a thread takes at once; 8 where some are bfloat16, for accesses of 16 bytes
 TILE = 4  # rows and columns of c that a thread of a product takes
 WARP = 32
+LARGE_TILE = 128  # rows and columns of c that a block of a large product takes
 LONG_ROW = 2048  # columns from which a whole block takes a row, where an operation knows how to
 HALVES_WIDTH = 64  # columns that a block takes of matrices of bfloat16 that are summed: a line of memory
 ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
@@ -133,6 +135,7 @@ _GRIDS: dict[str, tuple[Grid, int]] = {
     "matmul": ("tiles", 2),
     "matmul_pair": ("tiles", 2),
     "small_matmul": ("tiles", 2),
+    "large_matmul": ("tiles", 2),
     "add_bias": ("elements", 1),
     "column_sums": ("columns", 0),
     "sums_of_shares": ("columns", 0),
@@ -185,6 +188,8 @@ def _at_once(name: str) -> int:
     """
     if name in LONG_ROWS or name.startswith(("adam", "rmsprop")):
         return 4
+    if name == "large_matmul":
+        return 1
     if name.endswith(("_narrow", "_grad_sums")) or name in ("matmul", "matmul_pair", "narrow_mish_grad"):
         return 2
     return 3 if name.startswith("narrow_") else 0
@@ -283,6 +288,7 @@ def constants(dtype: str, large: bool) -> str:
         "MIXED": int(mixed),
         "TILE": TILE,
         "WARP": WARP,
+        "LARGE_TILE": LARGE_TILE,
         "LONG_ROW": LONG_ROW,
         "HALVES_WIDTH": HALVES_WIDTH,
         "ROW_EACH": ROW_EACH,

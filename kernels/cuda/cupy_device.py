@@ -110,6 +110,10 @@ class CupyDevice:
     def shared_bytes(self) -> int:
         return self._attributes["MaxSharedMemoryPerBlockOptin"]
 
+    @property
+    def has_tf32(self) -> bool:
+        return self._attributes["ComputeCapabilityMajor"] >= 8
+
     def _both_streams(self) -> tuple[Any, Any]:
         if self._streams is None:
             with _LOCK, self._cupy.cuda.Device(self.index):

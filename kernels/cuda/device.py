@@ -93,12 +93,14 @@ class Device(Protocol):
     Attributes:
         multiprocessors: how many blocks run at a time, at least.
         shared_bytes: shared memory that a block may ask for.
+        has_tf32: whether its tensor cores multiply floats, in TF32: from compute capability 8.0 on.
         has_products: whether there is a library for products whose calls can be captured.
         tailors: who makes kernels for kinds of networks, by what tells them apart; of `executors.tailoring`.
     """
 
     multiprocessors: int
     shared_bytes: int
+    has_tf32: bool
     has_products: bool
     tailors: dict[Any, Any]
 

@@ -67,6 +67,7 @@ class HostDevice:
     """
 
     multiprocessors = 4
+    has_tf32 = True
 
     def __init__(
         self,

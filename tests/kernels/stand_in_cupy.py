@@ -166,7 +166,11 @@ class Device:
 
     def __init__(self, device=None):
         self.id = CUDA.device if device is None else int(device)
-        self.attributes = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 * 1024}
+        self.attributes = {
+            "MultiProcessorCount": 4,
+            "MaxSharedMemoryPerBlockOptin": 99 * 1024,
+            "ComputeCapabilityMajor": 9,
+        }
 
     def __enter__(self):
         CUDA.here.devices.append(self.id)

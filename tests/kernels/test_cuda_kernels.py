@@ -75,6 +75,7 @@ def test_there_is_an_operation_for_each_kernel_and_for_the_parts_that_blocks_sha
         "cast_bf16",
         "advance",
         "small_matmul",
+        "large_matmul",
         "matmul_pair",
         "sums_of_shares",
     }

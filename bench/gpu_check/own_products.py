@@ -1,4 +1,6 @@
-"""Products by kernels of our own, and what they do on the way: biases, relu, its gradient, sums of a bias's."""
+"""Products by kernels of our own: small ones with what they do on the way (biases, relu, its gradient, sums), and large
+ones.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gpumlp.executors import products
 from gpumlp.executors.products import ENDINGS
 from gpumlp.kernels import kernel_spec
 
-from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Values
+from .checks import PRODUCT_TOLERANCE, Check, Context, Failed, Skipped, Values, relative_error
 from .one_call import DTYPES, Compiled, call, compare, reference
 
 # rows, columns, inner side
@@ -19,11 +22,26 @@ SIZES = (
     *((64, 500, 784), (784, 500, 64), (500, 250, 64), (64, 64, 4000)),
 )
 ON_HOST = SIZES[:4]
+# of `mlpnn`, forward and the gradient of a weight, whose inner side is cut; and with sides that tiles do not divide
+LARGE = (
+    *((60_000, 1000, 784, "plain"), (784, 1000, 60_000, "first turned")),
+    *((2050, 1037, 1301, "plain"), (1037, 515, 2050, "first turned"), (3000, 784, 1000, "second turned")),
+)
+LARGE_ON_HOST = ((136, 132, 40, "plain"), (130, 129, 33, "first turned"), (128, 131, 16, "second turned"))
+SAMPLE = 64  # columns of a large product that are held against float64
 FORMS = {"plain": (False, False), "first turned": (True, False), "second turned": (False, True)}
 
 
 def checks(context: Context, compiled: Compiled) -> list[Check]:
-    """Each ending in each type."""
+    """Each ending in each type, and the large ones."""
+    large = functools.partial(check_large, context, compiled)
+    return [
+        Check("large products by a kernel of our own", large, limit=120),
+        *_endings(context, compiled),
+    ]
+
+
+def _endings(context: Context, compiled: Compiled) -> list[Check]:
     return [
         Check(
             f"{name} by a kernel of our own, {dtype}",
@@ -81,4 +99,37 @@ def check(context: Context, compiled: Compiled, name: str, dtype: str) -> Values
     result: Values = {"error": worst, "tolerance": PRODUCT_TOLERANCE[dtype]}
     if faults:
         raise Failed(faults[0], {**result, "faults": faults[:20], "number": len(faults)})
+    return result
+
+
+def check_large(context: Context, compiled: Compiled) -> Values:
+    """Hold some columns against float64; the same bits twice."""
+    if not context.gpu.has_tf32:
+        raise Skipped("its tensor cores take no floats: products are left to the library")
+    errors: dict[str, float] = {}
+    usual, products.LARGE_PRODUCT_FROM = products.LARGE_PRODUCT_FROM, 0
+    try:
+        for rows, columns, inner, form in context.either(LARGE, LARGE_ON_HOST):
+            turned_a, turned_b = FORMS[form]
+            values = operands("matmul", (rows, columns, inner), form, "float32")
+            scalars = {"transpose_a": turned_a, "transpose_b": turned_b}
+            found, again = (
+                call(context, "matmul", values, scalars, "float32", compiled=compiled.kernels.get("float32"))[
+                    "c"
+                ]
+                for _ in range(2)
+            )
+            label = f"{rows} x {inner} by {inner} x {columns}, {form}"
+            if not np.array_equal(found, again):
+                raise Failed(f"{label}: other bits the second time", errors)
+            chosen = np.random.default_rng(1).permutation(columns)[:SAMPLE]
+            a = values["a"].T if turned_a else values["a"]
+            b = values["b"][chosen].T if turned_b else values["b"][:, chosen]
+            errors[label] = relative_error(found[:, chosen], a.astype(np.float64) @ b.astype(np.float64))
+    finally:
+        products.LARGE_PRODUCT_FROM = usual
+    worst = max(errors.values())
+    result: Values = {"error": worst, "tolerance": PRODUCT_TOLERANCE["float32"], "errors": errors}
+    if not worst <= PRODUCT_TOLERANCE["float32"]:
+        raise Failed(f"the relative error is {worst:.3g}", result)
     return result
