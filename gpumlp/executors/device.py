@@ -20,6 +20,7 @@ from .unfolding import (
     BLOCKS_A_MULTIPROCESSOR,
     Step,
     advance,
+    advanced,
     chains,
     encode_steps,
     scratch_bytes,
@@ -131,7 +132,7 @@ class DeviceExecutor:
             p and p.rows * max(p.columns, p.stride) > MOST_ELEMENTS for step in steps for p in step.places
         )
         # by itself, and as `with_advance` may make it, since one module is for all
-        for whole in (steps, [*steps, Step("advance", blocks=1)]):
+        for whole in (steps, advanced(steps, Step("advance", blocks=1))):
             for first, last in self.groups(whole, program.dtype):
                 ways = self._chained if last - first > 1 else self._alone
                 ways |= {step.operation for step in whole[first:last] if step.call is None}
@@ -150,7 +151,7 @@ class DeviceExecutor:
         """Return a linked training step that also moves the counters on."""
         linked = self.linked(program)
         step = advance(CONTROL, self.memory, linked.activations, plan.batch.rows, plan.steps)
-        return replace(linked, steps=[*linked.steps, step])
+        return replace(linked, steps=advanced(linked.steps, step))
 
     def linked(self, program: Program) -> Linked:
         return self._linked[id(program)][1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arena import Arena, aligned
 from ..backend import Backend, address
-from ..kernels import PRODUCTS, kernel_spec
+from ..kernels import CATALOGUE, FOR_GPUS, PRODUCTS, kernel_spec
 from ..kernels.cuda import (
     LARGE_TILE,
     MAX_CHAIN,
@@ -53,6 +53,9 @@ TABLES = frozenset(["control", "source", "rows", "index", "rates", "ring"])
 PAIRED_BLOCKS = 1024
 """Blocks of two products up to which they go into one launch; with more, each fills a GPU. `bench.gpu_check` measures
 trainings without."""
+
+UPDATES = frozenset(n for n, spec in {**CATALOGUE, **FOR_GPUS}.items() if "parameters" in spec.updates)
+"""Operations that change parameters."""
 
 NEVER_CHAINED = frozenset(
     [
@@ -320,6 +323,22 @@ def advance(control: Operand, memory: Memory, activations: Arena, batch_rows: in
         steps: of an epoch.
     """
     return Step("advance", [locate(memory, control, activations)], [batch_rows, steps], blocks=1)
+
+
+def advanced(steps: Sequence[Step], advance: Step) -> list[Step]:
+    """Return steps with the one that moves the counters on: a launch of its own, or a part of the last update's.
+
+    An update by many blocks does it when the last of them comes; one of few numbers is in a chain with it.
+    """
+    if not steps or not _is_update(last := steps[-1]) or last.is_small:
+        return [*steps, advance]
+    scalars = [*last.scalars, *[0.0] * (MAX_SCALARS - 2 - len(last.scalars)), *advance.scalars]
+    return [*steps[:-1], replace(last, scalars=scalars, scratch=4)]
+
+
+def _is_update(step: Step) -> bool:
+    """Whether it changes parameters, after which a step is done."""
+    return step.call is None and step.operation in UPDATES
 
 
 def chains(steps: Sequence[Step]) -> list[tuple[int, int]]:

@@ -214,16 +214,44 @@ __device__ void gaussian_noise(const Row& row, Block block) {
   });
 }
 
+// The counters as they are after a good step, where this is one.
+struct NextCounters {
+  bool good;
+  long long step, update, slot, position, epoch, start;
+
+  // All are read at once, whether the step is good or not.
+  __device__ __forceinline__ NextCounters(const long long* control, double batch_rows, double steps)
+      : good(control[BAD_STEP] < 0), step(control[STEP] + 1), update(control[UPDATE] + 1), slot(control[SLOT] + 1) {
+    const long long next = control[POSITION] + 1, rows = control[START] + whole_number(batch_rows);
+    position = next < whole_number(steps) ? next : 0;
+    epoch = control[EPOCH] + (position == 0);
+    start = position ? rows : 0;  // counted up, since streamed data begin anew within an epoch
+  }
+
+  __device__ __forceinline__ void store(long long* control) const {
+    if (!good) return;
+    control[STEP] = step, control[UPDATE] = update, control[SLOT] = slot;
+    control[POSITION] = position, control[EPOCH] = epoch, control[START] = start;
+  }
+};
+
 // The counters after a good step: operands control; scalars batch_rows, steps.
 template <typename T>
 __device__ void advance(const Row& row, Block block) {
   long long* control = vector<long long>(row, 0);
-  if (block.index != 0 || threadIdx.x != 0 || control[BAD_STEP] >= 0) return;
-  control[STEP] += 1;
-  control[UPDATE] += 1;
-  control[SLOT] += 1;
-  control[POSITION] = control[POSITION] + 1 < whole_number(row.scalars[1]) ? control[POSITION] + 1 : 0;
-  control[EPOCH] += control[POSITION] == 0;
-  // counted up, since streamed data begin anew within an epoch
-  control[START] = control[POSITION] ? control[START] + whole_number(row.scalars[0]) : 0;
+  if (block.index == 0 && threadIdx.x == 0) NextCounters(control, row.scalars[0], row.scalars[1]).store(control);
+}
+
+// The same behind an operation whose first operand is control, where its scratch, one word, is there: the block that comes
+// last does it, and leaves 0 in that word. The last two scalars: batch_rows, steps. There is no fence: what one block
+// writes no other reads here, and what a block read of control it has used when it comes.
+__device__ __forceinline__ void advance_at_last(const Row& row, Block block) {
+  unsigned* came = reinterpret_cast<unsigned*>(row.scratch);
+  if (!came) return;
+  long long* control = vector<long long>(row, 0);
+  const NextCounters next(control, row.scalars[MAX_SCALARS - 2], row.scalars[MAX_SCALARS - 1]);
+  __syncthreads();
+  if (threadIdx.x != 0 || atomicAdd(came, 1u) + 1 < (unsigned)block.count) return;
+  *came = 0;
+  next.store(control);
 }

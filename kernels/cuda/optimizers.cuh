@@ -61,7 +61,8 @@ __device__ void clip_by_norm(const Row& row, Block block) {
 }
 
 // --- update rules: operands control, rates, gradients, parameters, slots; scalars weight_decay, the rule's own -----
-// Each has a form with one more operand, a copy of the parameters in bfloat16 for the products to read.
+// Each has a form with one more operand, a copy of the parameters in bfloat16 for the products to read. The last block of
+// many may move the counters on, which saves a launch: see `advance_at_last`.
 
 __device__ __forceinline__ double rate_of(const Row& row) {
   return vector<double>(row, 1)[vector<long long>(row, 0)[SLOT]];
@@ -194,10 +195,12 @@ __device__ __forceinline__ void update_adam(const Row& row, Block block, Matrix<
   template <typename T>                                              \
   __device__ void name(const Row& row, Block block) {                \
     update_##name<T>(row, block, Matrix<T>{});                       \
+    advance_at_last(row, block);                                     \
   }                                                                  \
   template <typename T>                                              \
   __device__ void name##_cast(const Row& row, Block block) {         \
     update_##name<T>(row, block, copy_of<T>(row, operands));         \
+    advance_at_last(row, block);                                     \
   }
 
 UPDATE_RULE(sgd, 4)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import gpumlp as gm
+from bench.gpu_check.checks import executor
 from gpumlp import executors
-from gpumlp.executors import unfolding
+from gpumlp.executors import device, unfolding
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.linking import Place
 from gpumlp.executors.unfolding import CHAIN_NUMBERS, PAIRED_BLOCKS, Step, chains
@@ -104,6 +105,42 @@ def test_a_training_by_chains_is_the_training_without(order, stand_in, monkeypat
         found.append(network.state_dict())
     for name, value in found[0].items():
         assert_close(found[1][name], value, 1e-4)
+
+
+# --- the counters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [gm.SGD, gm.Adam])
+@pytest.mark.parametrize("order", ["ascending", "descending", "random:5"])
+def test_a_large_update_moves_the_counters_on_as_a_launch_behind_it_does(
+    order, optimizer, stand_in, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 5)), rng.integers(0, 20, 50)
+    found = []
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr(device, "advanced", lambda steps, advance: [*steps, advance])
+        stand_in(order=order)
+        network = gm.mlp((5, 700, 20), device="stand-in", seed=1)
+        trainer = gm.Trainer(network, loss="cross_entropy", optimizer=optimizer(1e-2), seed=5)
+        with executor(GraphExecutor):
+            trainer.fit(X, y, epochs=3, batch_size=16, progress=False)
+        found.append((network.state_dict(), trainer.history["loss"]))
+    assert found[0][1] == found[1][1]
+    for name, value in found[0][0].items():
+        np.testing.assert_array_equal(found[1][0][name], value)
+
+
+def test_an_update_of_few_numbers_and_one_that_is_not_the_last_leave_it_to_a_launch(stand_in):
+    advance = Step("advance", scalars=[64, 4])
+    large = [Place(0, 1, 20_000, 20_000, 4)] * 4
+    assert unfolding.advanced([small("sgd")], advance)[-1] is advance
+    assert unfolding.advanced([Step("sgd", large), small()], advance)[-1] is advance
+    assert unfolding.advanced([], advance) == [advance]
+    (update,) = unfolding.advanced([Step("sgd", large, [0.5])], advance)
+    assert update.operation == "sgd"
+    assert update.scalars == [0.5, 0, 0, 0, 0, 0, 64, 4]
 
 
 # --- two products in one launch --------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP, UPDATE
+from gpumlp.executors.unfolding import UPDATES
+from gpumlp.kernels import BAD_STEP, EPOCH, POSITION, SLOT, START, STEP, UPDATE, kernel_spec
 from gpumlp.kernels.cuda import OPERATIONS, blocks, shares
 from gpumlp.kernels.cuda.host import HostModule
-from gpumlp.kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS
+from gpumlp.kernels.layout import OPERAND_WIDTH, OPERANDS, ROW_WIDTH, SCALARS, SCRATCH
 from gpumlp.kernels.reference.products import to_bfloat16
 from gpumlp.program import new_control
 
@@ -83,6 +84,25 @@ def test_the_counters_advance_after_a_good_step_only(host_compiler, position):
     flagged = control.copy()
     module.launch("advance", row, 1, 64)
     np.testing.assert_array_equal(control, flagged)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random:3"])
+@pytest.mark.parametrize("blocks", [1, 7])
+@pytest.mark.parametrize("update", [name for name in sorted(UPDATES) if not name.endswith("_cast")])
+def test_the_last_block_of_an_update_moves_the_counters_on(host_compiler, update, blocks, order):
+    module, control, came = HostModule("float32"), new_control(seed=11), np.zeros(1, np.uint32)
+    numbers = [np.ones((1, 300), np.float32) for _ in range(len(kernel_spec(update).operands) - 2)]
+    row, _keep = row_of(control, np.full((1, 8), 0.1), *numbers, scalars=(0, 0.5, 0.5, 0.1, 0, 0, 64, 3))
+    row[SCRATCH] = came.ctypes.data
+    for step in range(1, 4):
+        module.launch(update, row, blocks, 64, order)
+        assert came[0] == 0
+        assert list(control[[STEP, UPDATE, SLOT, POSITION]]) == [step, step, step, step % 3]
+    control[BAD_STEP] = 3
+    flagged = control.copy()
+    module.launch(update, row, blocks, 64, order)
+    np.testing.assert_array_equal(control, flagged)
+    assert came[0] == 0
 
 
 def test_a_grid_has_as_many_blocks_as_there_is_work_and_no_more_than_the_machine_holds():
