@@ -29,8 +29,9 @@ PLAIN, FIRST_TURNED, SECOND_TURNED = 0, 1, 2
 # behind it; multiplies by the slope of relu, whose result it is; writes the sums of the columns of b.
 ADD_BIAS, ADD_AND_RELU, RELU_GRADIENT, SUM_COLUMNS = 0, 1, 2, 3
 
-# Where both stand in the flags of a row, and how much further on those of a second product.
-FORM_BIT, ENDING_BIT, SECOND_BITS = 8, 10, 4
+# Where both stand in the flags of a row, and how much further on those of a second product; and where, of the two, it
+# stands that their result is watched for what is not finite.
+FORM_BIT, ENDING_BIT, SECOND_BITS, WATCHED_BIT = 8, 10, 4, 16
 
 TALL_ROWS, TALL_RATIO = 1024, 4
 """Workers share a tall matrix, of more rows than TALL_ROWS and than TALL_RATIO times its columns, by rows; others by

@@ -26,6 +26,7 @@ from .unfolding import (
     scratch_bytes,
     unfold,
 )
+from .watching import watch_gradients
 
 if TYPE_CHECKING:
     from . import StepPlan
@@ -128,6 +129,8 @@ class DeviceExecutor:
         """Link a lowered program whose intermediate tensors lie in `shared`; note what its kernels are."""
         activations = Arena(self.backend, program.buffers.values(), shared)
         steps = unfold(program, self.memory, activations, self._most_blocks(), self.in_library)
+        if self._most_blocks() > 1:
+            steps = watch_gradients(steps)
         self._large |= any(
             p and p.rows * max(p.columns, p.stride) > MOST_ELEMENTS for step in steps for p in step.places
         )

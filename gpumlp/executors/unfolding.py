@@ -89,6 +89,7 @@ class Step:
         partial: sums of shares of the rows, to be summed once more; memory of this step.
         blocks: that share it.
         flags: of its row, beside those of operands in bfloat16.
+        control: the control block, where it flags a gradient that is not finite.
     """
 
     operation: str
@@ -100,6 +101,7 @@ class Step:
     partial: Any = None
     blocks: int = 0
     flags: int = 0
+    control: Place | None = None
 
     @property
     def is_small(self) -> bool:
@@ -168,13 +170,33 @@ def pair_products(steps: Sequence[Step]) -> list[Step]:
     return found
 
 
+def written(step: Step) -> list[list[Place | None]]:
+    """What an operation writes; of two products what each does."""
+    if step.call is not None:
+        return []
+    if "matmul" in step.operation:
+        flags = step.flags, step.flags >> SECOND_BITS
+        halves = zip(flags, (step.places[:4], step.places[4:]), strict=True)
+        return [
+            [half[2], half[3] if flag >> ENDING_BIT & 3 == SUM_COLUMNS else None]
+            for flag, half in halves
+            if half
+        ]
+    spec = CATALOGUE.get(step.operation) or FOR_GPUS.get(step.operation)
+    return [list(step.places[len(spec.reads) :])] if spec else []
+
+
+def meet(one: Place | None, other: Place | None) -> bool:
+    """Whether two places have memory in common."""
+    return one is not None and other is not None and one.address < other.end and other.address < one.end
+
+
 def _are_independent(first: Step, second: Step) -> bool:
     """Whether neither of two products writes what the other reads or writes."""
 
     def meets(writes: Step, other: Step) -> bool:
-        *_, c, last = writes.places
-        written = [c, last if writes.flags >> ENDING_BIT & 3 == SUM_COLUMNS else None]
-        return any(p and w and p.address < w.end and w.address < p.end for p in other.places for w in written)
+        (places,) = written(writes)
+        return any(meet(p, w) for p in other.places for w in places)
 
     return not meets(first, second) and not meets(second, first)
 
@@ -381,7 +403,7 @@ def encode_steps(steps: Sequence[Step], scalars: int, scratch: int) -> tuple[np.
         if step.call is not None:
             continue
         values[i, : len(step.scalars)] = step.scalars
-        place = own.get(id(step.scratch_of or step), 0)
+        place = step.control.address if step.control else own.get(id(step.scratch_of or step), 0)
         halves = sum(1 << k for k, o in enumerate(step.places) if o is not None and o.itemsize == 2)
         flags = halves | step.flags
         row[:OPERANDS] = OPERATIONS[step.operation].code, flags, scalars + values.strides[0] * i, place

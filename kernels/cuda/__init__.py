@@ -44,6 +44,7 @@ from ..layout import (
     SECOND_BITS,
     SECOND_TURNED,
     SUM_COLUMNS,
+    WATCHED_BIT,
 )
 from ..philox import DROPOUT, NOISE, SHUFFLE
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
@@ -281,7 +282,12 @@ def constants(dtype: str, large: bool) -> str:
     layout = {"PLAIN": PLAIN, "FIRST_TURNED": FIRST_TURNED, "SECOND_TURNED": SECOND_TURNED}
     layout |= {"ADD_BIAS": ADD_BIAS, "ADD_AND_RELU": ADD_AND_RELU}
     layout |= {"RELU_GRADIENT": RELU_GRADIENT, "SUM_COLUMNS": SUM_COLUMNS}
-    layout |= {"FORM_BIT": FORM_BIT, "ENDING_BIT": ENDING_BIT, "SECOND_BITS": SECOND_BITS}
+    layout |= {
+        "FORM_BIT": FORM_BIT,
+        "ENDING_BIT": ENDING_BIT,
+        "SECOND_BITS": SECOND_BITS,
+        "WATCHED_BIT": WATCHED_BIT,
+    }
     layout |= {
         "MAX_OPERANDS": MAX_OPERANDS,
         "PACK": 2 * PACK if mixed else PACK,

@@ -154,7 +154,7 @@ template <typename T, typename F>
 __device__ void activate_grad_bias(const Row& row, Block block, F f) {
   const Matrix<T> operands[] = {matrix<T>(row, 0), matrix<T>(row, 1), matrix<T>(row, 2)};
   sum_columns<3, 4>(operands, matrix<T>(row, 3), block,
-                    [&](T(&v)[3], Index) { return v[2] = v[1] * f.slope(v[0]); });
+                    [&](T(&v)[3], Index) { return v[2] = v[1] * f.slope(v[0]); }, control_of(row));
 }
 
 #define FORM(name, Functor, form)                    \

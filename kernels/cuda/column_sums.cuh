@@ -5,7 +5,7 @@
 // the block must come.
 template <int C, typename T>
 __device__ __forceinline__ void put_totals(T (&totals)[C], int level, const Matrix<T>& db, int share, int left,
-                                           int columns) {
+                                           int columns, long long* control) {
   T* shared = shared_scratch<T>();
   const int width = 1 << level, place = threadIdx.x & (width - 1), parts = blockDim.x / WARP;
   for (int step = WARP / 2; step >= width; step /= 2)
@@ -16,15 +16,19 @@ __device__ __forceinline__ void put_totals(T (&totals)[C], int level, const Matr
 #pragma unroll
     for (int c = 0; c < C; c++) shared[((threadIdx.x / WARP << level) + place) * C + c] = totals[c];
   __syncthreads();
-  for (int e = threadIdx.x; e < width * C && left + e < columns; e += blockDim.x)
-    *db.at(share, left + e) = sum_of_parts(shared + e, parts, width * C);
+  for (int e = threadIdx.x; e < width * C && left + e < columns; e += blockDim.x) {
+    const T sum = sum_of_parts(shared + e, parts, width * C);
+    *db.at(share, left + e) = sum;
+    flag_unless_finite(sum * T(0), control);
+  }
 }
 
 // `sum_columns` of operands that all are bfloat16, in accesses of 16 bytes: a thread takes eight neighbouring columns,
 // a block HALVES_WIDTH, whose rows are whole lines of memory, and all that a thread reads of some rows is under way at
 // once. False, and nothing done, where one block does it all or the operands do not allow it.
 template <unsigned READ, unsigned WRITTEN, typename T, int COUNT, typename F>
-__device__ __forceinline__ bool sum_halves(const Matrix<T> (&given)[COUNT], const Matrix<T>& db, Block block, F& f) {
+__device__ __forceinline__ bool sum_halves(const Matrix<T> (&given)[COUNT], const Matrix<T>& db, Block block, F& f,
+                                           long long* control) {
   constexpr int C = 8, ROWS = READ & (READ - 1) ? 2 : 4;
   const int rows = (int)given[0].rows, columns = (int)given[0].columns;
   bool all = block.count > 1 && columns % C == 0;
@@ -75,7 +79,7 @@ __device__ __forceinline__ bool sum_halves(const Matrix<T> (&given)[COUNT], cons
 #pragma unroll
       for (int c = 0; c < C; c++) totals[c] += part[c];
     }
-    put_totals(totals, level, db, share, left, columns);
+    put_totals(totals, level, db, share, left, columns, control);
   }
   return true;
 }
@@ -83,11 +87,12 @@ __device__ __forceinline__ bool sum_halves(const Matrix<T> (&given)[COUNT], cons
 // db = sums over the columns of what f gives for the entries of operands of one shape, as in `elementwise`: f(entry, i)
 // may change those that WRITTEN names. With one row in db over all rows; with more, each over its share of the rows.
 // A thread takes four neighbouring columns; sums of up to 64 terms are added up apart, as in `sum_over`.
-// HALVES: where many blocks share operands that all are bfloat16, it is done as in `sum_halves`.
+// control: see `flag_unless_finite`. HALVES: where many blocks share operands that all are bfloat16, it is done as in `sum_halves`.
 template <unsigned READ, unsigned WRITTEN, bool HALVES = true, typename T, int COUNT, typename F>
-__device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], Matrix<T> db, Block block, F f) {
+__device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], Matrix<T> db, Block block, F f,
+                                            long long* control = nullptr) {
   if constexpr (MIXED && HALVES)
-    if (sum_halves<READ, WRITTEN>(operands, db, block, f)) return;
+    if (sum_halves<READ, WRITTEN>(operands, db, block, f, control)) return;
   // what the warps have lies in the scratch memory together
   constexpr int C = 4, ROWS = 2, WIDEST = SCRATCH_BYTES / (C * (int)sizeof(T)) * WARP / CHAIN_THREADS;
   static_assert(RESIDENT_THREADS <= CHAIN_THREADS && THREADS <= CHAIN_THREADS, "the most threads of a block");
@@ -146,6 +151,6 @@ __device__ __forceinline__ void sum_columns(const Matrix<T> (&operands)[COUNT], 
 #pragma unroll
       for (int c = 0; c < C; c++) totals[c] += part[c];
     }
-    put_totals(totals, level, db, share, left, columns);
+    put_totals(totals, level, db, share, left, columns, control);
   }
 }

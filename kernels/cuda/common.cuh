@@ -147,3 +147,13 @@ template <typename T>
 __device__ __forceinline__ bool is_finite(T x) {
   return x * T(0) == T(0);
 }
+
+// Of an operation that may write gradients: the control block, where it is to flag one that is not finite; else null.
+__device__ __forceinline__ long long* control_of(const Row& row) { return reinterpret_cast<long long*>(row.scratch); }
+
+// BAD_STEP = STEP where numbers times 0 were added up, and one of them was not finite. All threads that see one write the
+// same. A `control` that is null is that of numbers that no one asks about.
+template <typename T>
+__device__ __forceinline__ void flag_unless_finite(T zero, long long* control) {
+  if (control && zero != zero && control[BAD_STEP] < 0) control[BAD_STEP] = control[STEP];
+}

@@ -14,16 +14,14 @@ __device__ __forceinline__ Matrix<T> copy_of(const Row& row, int k) {
   return m;
 }
 
-// BAD_STEP = STEP if a gradient, or its square, is not finite: operands gradients, control; scalar squared. All
-// threads that see one write the same.
+// BAD_STEP = STEP if a gradient, or its square, is not finite: operands gradients, control; scalar squared.
 template <typename T>
 __device__ void check_gradients(const Row& row, Block block) {
-  long long* control = vector<long long>(row, 1);
   const bool squared = row.scalars[0] != 0;
   const Matrix<T> operands[] = {range<T>(row, 0)};
-  T extreme = T(0);  // 0 times a number is 0, or NaN where it is not finite
-  elementwise_flat<1, 1, 0>(operands, block, [&](T(&v)[1]) { extreme += (squared ? v[0] * v[0] : v[0]) * T(0); });
-  if (extreme != extreme && !flagged(control)) control[BAD_STEP] = control[STEP];
+  T zero = T(0);  // or NaN, as 0 times a number is that is not finite
+  elementwise_flat<1, 1, 0>(operands, block, [&](T(&v)[1]) { zero += (squared ? v[0] * v[0] : v[0]) * T(0); });
+  flag_unless_finite(zero, vector<long long>(row, 1));
 }
 
 // gradients = clip(gradients, -limit, limit): operand gradients; scalar limit.

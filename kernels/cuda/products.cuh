@@ -83,7 +83,7 @@ __device__ __forceinline__ void multiply_few(const Product<T>& product, Block bl
       if (summed) sum = row_sum(sum, 1 << level);
       if (!here || part > 0) continue;
       product.put(v, i, mine);
-      if (summed) product.sums()[mine] = sum;
+      if (summed) product.put_sum(mine, sum);
     }
   }
 }
@@ -105,18 +105,20 @@ __device__ __forceinline__ void multiply_short(const Product<T>& product, Block 
   });
 }
 
-// db = sums of the columns of dy.
+// db = sums of the columns of dy; control: see `flag_unless_finite`.
 template <typename T>
-__device__ __forceinline__ void sum_columns_of(const Matrix<T>& dy, const Matrix<T>& db, Block block) {
+__device__ __forceinline__ void sum_columns_of(const Matrix<T>& dy, const Matrix<T>& db, Block block, long long* control) {
   const Matrix<T> operands[] = {dy};
-  sum_columns<1, 0>(operands, db, block, [](T(&v)[1], Index) { return v[0]; });
+  sum_columns<1, 0>(operands, db, block, [](T(&v)[1], Index) { return v[0]; }, control);
 }
+
 
 // ONE_BLOCK: it is done by one block, whose threads have registers for large tiles.
 template <typename T, bool ONE_BLOCK = false>
 __device__ void matmul(const Row& row, Block block) {
   constexpr bool BY_WARPS = HAS_TENSOR_CORES && sizeof(T) == 4;
-  const Product<T> p(row);
+  Product<T> p(row);
+  if constexpr (!ONE_BLOCK) p.control = control_of(row);
   const bool wide = steps_aligned(p.a.data, p.a.stride()) && steps_aligned(p.b.data, p.b.stride());
   // four neighbours along a side are read at once or not at all; the plain tiles read what is left of an inner side
   const bool whole = p.c.columns % TILE == 0 && (p.form != FIRST_TURNED || p.c.rows % TILE == 0);
@@ -159,7 +161,7 @@ __device__ void matmul(const Row& row, Block block) {
   } else {
     multiply_wide<false>(p, block);
   }
-  if (sums) sum_columns_of(matrix<T>(row, 1), p.other, block);
+  if (sums) sum_columns_of(matrix<T>(row, 1), p.other, block, p.control);
 }
 
 // One of two products of a row: the operands of the second are behind those of the first, and its flags too.
@@ -168,6 +170,7 @@ __device__ __forceinline__ Row product_of(const Row& row, bool second) {
   one.flags = (second ? row.flags >> SECOND_BITS : row.flags) & (3 << FORM_BIT | 3 << ENDING_BIT);
 #pragma unroll
   for (int k = 0; k < 4; k++) one.operands[k] = second ? row.operands[4 + k] : row.operands[k];
+  one.scratch = row.flags >> (second ? WATCHED_BIT + 1 : WATCHED_BIT) & 1 ? row.scratch : nullptr;
   return one;
 }
 
@@ -182,9 +185,10 @@ __device__ void matmul_pair(const Row& row, Block block) {
 // A product that is little work, with the registers that a chain has.
 template <typename T>
 __device__ void small_matmul(const Row& row, Block block) {
-  const Product<T> p(row);
+  Product<T> p(row);
+  p.control = control_of(row);
   multiply<1, 1, APART, APART, false>(p, block);
-  if (p.sums()) sum_columns_of(matrix<T>(row, 1), p.other, block);
+  if (p.sums()) sum_columns_of(matrix<T>(row, 1), p.other, block, p.control);
 }
 
 // x += bias, on every row: operands bias, x.
@@ -198,7 +202,7 @@ __device__ void add_bias(const Row& row, Block block) {
 // db = sums of the columns of dy: operands dy, db.
 template <typename T>
 __device__ void column_sums(const Row& row, Block block) {
-  sum_columns_of(matrix<T>(row, 0), matrix<T>(row, 1), block);
+  sum_columns_of(matrix<T>(row, 0), matrix<T>(row, 1), block, control_of(row));
 }
 
 // whole = sums of the columns of part, for up to three pairs side by side: operands part, whole, part, ...; scalars: how

@@ -221,8 +221,11 @@ def _pair(words: np.ndarray, scalars: np.ndarray, blocks: int, at: Mapping[int, 
     second = words.copy()
     second[layout.FLAGS] >>= layout.SECOND_BITS
     second[layout.OPERANDS : -half] = words[layout.OPERANDS + half :]
-    at_second = {k: at.get(k + half, "0") for k in ADDRESSES}
-    rows = _row(words, scalars, at.__getitem__), _row(second, scalars, at_second.__getitem__)
+    at_first, at_second = dict(at), {k: at.get(k + half, "0") for k in ADDRESSES}
+    for n, of_product in enumerate((at_first, at_second)):
+        watched = int(words[layout.FLAGS]) >> layout.WATCHED_BIT + n & 1
+        of_product[layout.SCRATCH] = at[layout.SCRATCH] if watched else "0"
+    rows = _row(words, scalars, at_first.__getitem__), _row(second, scalars, at_second.__getitem__)
     shares = f"(int)blockIdx.x, {firsts}", f"(int)blockIdx.x - {firsts}, {blocks - firsts}"
     one, other = (
         f"{{\n{row}  matmul<{real}>(row, Block{{{share}}});\n}}"

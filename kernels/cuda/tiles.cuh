@@ -130,6 +130,7 @@ struct Product {
   Factor<T> a, b;
   Matrix<T> c, other;
   T least;  // 0 where relu is applied
+  long long* control = nullptr;  // where it is flagged that what is written, a gradient, is not finite
 
   __device__ __forceinline__ explicit Product(const Row& row)
       : form(row.flags >> FORM_BIT & 3), ending(row.flags >> ENDING_BIT & 3), c(matrix<T>(row, 2)),
@@ -144,6 +145,11 @@ struct Product {
 
   // Where the sums of the columns of b go, or null.
   __device__ __forceinline__ T* sums() const { return ending == SUM_COLUMNS ? other.data : nullptr; }
+
+  __device__ __forceinline__ void put_sum(int j, T sum) const {
+    other.data[j] = sum;
+    flag_unless_finite(sum * T(0), control);
+  }
 
   // Whether rows of c, and of what goes along, are in fours that can be accessed at once.
   __device__ __forceinline__ bool in_fours() const {
@@ -193,6 +199,14 @@ struct Product {
 #pragma unroll
           for (int n = 0; n < N; n++) v[m][n] *= relu.slope(y[n]);
         }
+    }
+    if (control) {  // places beyond the last are the last ones once more
+      T zero = T(0);
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N; n++) zero = add_product(zero, v[m][n], T(0));
+      flag_unless_finite(zero, control);
     }
 #pragma unroll
     for (int m = 0; m < M; m++) {

@@ -207,13 +207,13 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
   // known of a constant row, as is what it decides
   const bool all_rows = (int)product.c.rows % DOWN == 0, all_columns = (int)product.c.columns % ACROSS == 0;
   const bool near = SHARED && is_shared(product.a.data) && is_shared(product.b.data);
-  float* column_sums = product.sums();
+  const bool sums_columns = product.sums() != nullptr;
 #pragma unroll 1
   for (int first = 0; first < each; first += slots) {
     const int tile = block.index * each + first + slot;
     const bool here = slot < slots && first + slot < each && tile < tiles;
     const int down = tile / tiles_across, i = down * DOWN, j = (tile - down * tiles_across) * ACROSS;
-    const bool summed = column_sums && i == 0;
+    const bool summed = sums_columns && i == 0;
     float sums[M / 2][N][4] = {}, own[N] = {};
     if (!here) {
     } else if (near) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
     }
     if (level > 0) {
       add_up_parts(reinterpret_cast<float(&)[2 * M * N]>(sums), here, slot, part, 1 << level);
-      if (column_sums) add_up_parts(own, here, slot, part, 1 << level);
+      if (sums_columns) add_up_parts(own, here, slot, part, 1 << level);
     }
     if (!here || part > 0) continue;
 #pragma unroll
@@ -241,7 +241,7 @@ __device__ __forceinline__ void multiply_by_warps(const Product<float>& product,
 #pragma unroll
       for (int n = 0; n < N; n++) {
         const float sum = row_sum(own[n], 4);
-        if (member == 0 && j + N * group + n < product.c.columns) column_sums[j + N * group + n] = sum;
+        if (member == 0 && j + N * group + n < product.c.columns) product.put_sum(j + N * group + n, sum);
       }
   }
 }
