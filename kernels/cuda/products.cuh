@@ -4,13 +4,9 @@
 [[maybe_unused]] constexpr int SHORT_INNER = 8;  // inner side up to which reading it costs no more than writing c
 [[maybe_unused]] constexpr int SPREAD_WARPS = 2048;  // that share many blocks' tiles, about as many as a GPU has at a time
 
-// Steps of an inner side that a warp has under way where many blocks share a product, whose numbers are read by fours or
-// fewer at a time: as many as there are registers for, which are more where the row is a constant.
 #if defined(GPUMLP_CONSTANT_ROWS)
-[[maybe_unused]] constexpr int SPREAD_AHEAD = 4;
 #define GPUMLP_APART __forceinline__
 #else
-[[maybe_unused]] constexpr int SPREAD_AHEAD = 2;
 #define GPUMLP_APART __noinline__  // all forms as one function would want more registers than there are
 #endif
 
@@ -107,7 +103,8 @@ __device__ __forceinline__ void multiply_short(const Product<T>& product, Block 
 
 // db = sums of the columns of dy; control: see `flag_unless_finite`.
 template <typename T>
-__device__ __forceinline__ void sum_columns_of(const Matrix<T>& dy, const Matrix<T>& db, Block block, long long* control) {
+__device__ __forceinline__ void sum_columns_of(const Matrix<T>& dy, const Matrix<T>& db, Block block,
+                                               long long* control) {
   const Matrix<T> operands[] = {dy};
   sum_columns<1, 0>(operands, db, block, [](T(&v)[1], Index) { return v[0]; }, control);
 }

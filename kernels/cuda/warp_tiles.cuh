@@ -10,6 +10,14 @@
 
 [[maybe_unused]] constexpr int INNER_STEP = 16;  // places of the inner side at once
 
+// Steps of an inner side that a warp has under way where many blocks share a product, as many as there are registers for,
+// which are more where the row is a constant; and how many turns of a loop, over these and over parts of sums, are one.
+#if defined(GPUMLP_CONSTANT_ROWS)
+[[maybe_unused]] constexpr int SPREAD_AHEAD = 4, SPREAD_UNROLLED = 2, SUMS_UNROLLED = 4;
+#else
+[[maybe_unused]] constexpr int SPREAD_AHEAD = 2, SPREAD_UNROLLED = 1, SUMS_UNROLLED = 1;
+#endif
+
 // COUNT places of a factor's side, which are a lane's, and four of the inner side, read WIDTH at a time.
 template <bool NEAR, int COUNT, int WIDTH>
 struct LanePart {
@@ -116,27 +124,30 @@ __device__ __forceinline__ void add_tiles(float (&total)[M / 2][N][4], const flo
 }
 
 // Adds to a tile of sums, and to those of b's columns where they are wanted, what every `step` places of the inner side
-// give from `start` on. The next ones are on their way meanwhile.
+// give from `start`, below `step`, on. The next ones are on their way meanwhile. Where these are several, all warps that
+// share a tile go as many steps, and add 0 where there is nothing: a compiler knows how many, where the row is a constant.
 template <bool NEAR, int WIDTH, int AHEAD, int M, int N>
 __device__ __forceinline__ void accumulate_tile(float (&sums)[M / 2][N][4], float (&own)[N], bool summed,
                                                 const Product<float>& product, int i, int j, int start, int step) {
   const int depth = product.inner, group = threadIdx.x % WARP / 4;
-  const bool even = depth % INNER_STEP == 0;  // known of a constant row: what reads a part is left out
   LanePart<NEAR, M, WIDTH> a(product.a, i + M * group, (int)product.c.rows, depth, start);
   LanePart<NEAR, N, WIDTH> b(product.b, j + N * group, (int)product.c.columns, depth, start);
   float x[AHEAD][M][4], y[AHEAD][N][4];
+  constexpr bool ALIKE = AHEAD > 1;
+  const int first = ALIKE ? 0 : start, shift = start - first;
+  const bool whole = depth % (ALIKE ? step : INNER_STEP) == 0;  // known of a constant row: no part is read
   const auto read = [&](int u, int p) {
-    if (even ? p < depth : p + INNER_STEP <= depth) {
-      a.template read<true>(x[u], p), b.template read<true>(y[u], p);
-    } else if (!even && p < depth) {
-      a.template read<false>(x[u], p), b.template read<false>(y[u], p);
+    if (p < depth && (whole || p + shift + INNER_STEP <= depth)) {
+      a.template read<true>(x[u], p + shift), b.template read<true>(y[u], p + shift);
+    } else if (!whole && p < depth) {
+      a.template read<false>(x[u], p + shift), b.template read<false>(y[u], p + shift);
     }
     a.move_on(step), b.move_on(step);
   };
 #pragma unroll
-  for (int u = 0; u < AHEAD; u++) read(u, start + u * step);
-#pragma unroll 1
-  for (int p = start; p < depth; p += AHEAD * step) {
+  for (int u = 0; u < AHEAD; u++) read(u, first + u * step);
+#pragma unroll(ALIKE ? SPREAD_UNROLLED : 1)
+  for (int p = first; p < depth; p += AHEAD * step) {
 #pragma unroll
     for (int u = 0; u < AHEAD; u++) {
       if (u > 0 && p + u * step >= depth) break;
@@ -170,9 +181,11 @@ __device__ __forceinline__ int shared_by(int tiles, int depth, int all_warps) {
   constexpr int ROOM = SCRATCH_BYTES / (64 * M * N * (int)sizeof(float));  // for the sums of warps
   const int warps = blockDim.x / WARP;
   int level = 0;
-  while (2 << level <= warps && tiles << (level + 1) <= all_warps && INNER_STEP << (level + 1) <= depth &&
-         min(tiles, warps >> (level + 1)) * ((2 << level) - 1) <= ROOM)
-    level++;
+#pragma unroll
+  for (int next = 1; next <= 5; next++)  // up to 32; a count that a compiler knows
+    if (level == next - 1 && 1 << next <= warps && tiles << next <= all_warps && INNER_STEP << next <= depth &&
+        min(tiles, warps >> next) * ((1 << next) - 1) <= ROOM)
+      level = next;
   return level;
 }
 
@@ -186,15 +199,15 @@ __device__ __forceinline__ void add_up_parts(float (&v)[COUNT], bool here, int s
     for (int k = 0; k < COUNT; k++) shared[((part - 1) * COUNT + k) * WARP] = v[k];
   __syncthreads();
   if (here && part == 0)
-#pragma unroll 1
+#pragma unroll(COUNT <= 8 ? SUMS_UNROLLED : 1)
     for (int other = 0; other < parts - 1; other++)
 #pragma unroll
       for (int k = 0; k < COUNT; k++) v[k] += shared[(other * COUNT + k) * WARP];
 }
 
-// c = a b by tiles of 8 M x 8 N, what is read and written WIDTH neighbours at a time; SHARED: both factors may lie in shared
-// memory. Where there are few tiles, several warps of a block share the inner side of one; `all_warps` is how many there
-// are for tiles to be few.
+// c = a b by tiles of 8 M x 8 N, what is read and written WIDTH neighbours at a time; SHARED: both factors may lie in
+// shared memory. Where there are few tiles, several warps of a block share the inner side of one; `all_warps` is how many
+// there are for tiles to be few.
 template <bool SHARED, int WIDTH, int AHEAD, int M, int N>
 __device__ __forceinline__ void multiply_by_warps(const Product<float>& product, Block block, int all_warps) {
   constexpr int DOWN = 8 * M, ACROSS = 8 * N;
