@@ -27,7 +27,8 @@ def watch_gradients(steps: Sequence[Step]) -> list[Step]:
     if squared:  # what is asked is more than whether they are finite
         return list(steps)
     watched = [[any(meet(w, gradients) for w in of_one) for of_one in written(step)] for step in before]
-    if any(any(bits) and step.operation not in WATCHING for step, bits in zip(before, watched, strict=True)):
+    writers = {step.operation for step, bits in zip(before, watched, strict=True) if any(bits)}
+    if not writers or writers - WATCHING:  # none: gradients come from elsewhere
         return list(steps)
     for step, bits in zip(before, watched, strict=True):
         if any(bits):

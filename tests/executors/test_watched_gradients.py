@@ -14,6 +14,7 @@ from gpumlp.executors import EagerExecutor, tailoring
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.linking import Place
 from gpumlp.executors.unfolding import Step, encode_steps
+from gpumlp.executors.watching import watch_gradients
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels import BAD_STEP, STEP
 from gpumlp.kernels.cuda import source
@@ -164,6 +165,13 @@ def test_the_pass_stays_where_not_all_that_write_gradients_can_flag_them(
         trainer.fit(X, LABELS, epochs=1, batch_size=16, progress=False)
     assert linked
     assert all(("check_gradients" in operations) == passes for operations in linked)
+
+
+def test_the_pass_stays_where_gradients_come_from_elsewhere():
+    gradients, control = np.zeros(64, np.float32), new_control(0)
+    check = Step("check_gradients", [place(gradients), place(control)], [0.0])
+    assert watch_gradients([check]) == [check]
+    assert watch_gradients([Step("relu", [None, place(np.zeros(4))]), check])[-1] is check
 
 
 def three_layers(device, hidden):
