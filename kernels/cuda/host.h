@@ -328,12 +328,6 @@ static inline bool __isShared(const void* p) {  // of what a kernel asks for as 
 static inline size_t __cvta_generic_to_shared(const void* p) { return (size_t)p; }
 static inline void* __cvta_shared_to_generic(size_t place) { return (void*)place; }
 
-static inline unsigned atomicAdd(unsigned* p, unsigned more) {
-  const unsigned before = *p;
-  *p += more;
-  return before;
-}
-
 template <typename V>
 static V __ldg(const V* p) {
   return *p;
