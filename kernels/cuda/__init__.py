@@ -49,7 +49,7 @@ from ..layout import (
 from ..philox import DROPOUT, NOISE, SHUFFLE
 from ..reference.activations import GELU_TANH_CUBIC, GELU_TANH_SCALE, SELU_ALPHA, SELU_SCALE
 
-Grid = Literal["elements", "rows", "columns", "one", "tiles", "groups"]
+Grid = Literal["elements", "rows", "columns", "one", "tiles", "groups", "ranges"]
 
 FILES = (
     "common",
@@ -85,6 +85,7 @@ LARGE_TILE = 128  # rows and columns of c that a block of a large product takes
 LONG_ROW = 2048  # columns from which a whole block takes a row, where an operation knows how to
 HALVES_WIDTH = 64  # columns that a block takes of matrices of bfloat16 that are summed: a line of memory
 ROW_EACH = 4  # columns of a row that a lane takes where a warp has several rows
+RANGE_KEYS = 64  # of rows that are ordered by many blocks, for a range of keys
 NARROW_ROWS = 16  # rows that a warp takes at once of an activation and a narrow product
 THREADS_HELD = 2048  # by a multiprocessor at a time, at most
 THREADS = 256  # of a block, where an operation is a kernel of its own
@@ -110,7 +111,7 @@ class Operation:
         name: in the catalogue, or one of those that only this backend has.
         code: what ``Row.op`` holds.
         grid: what the blocks share: "elements" (4 a thread), "rows" or "columns" of an operand, "tiles" (of 4 x 4,
-            eight a block), "groups" of rows, or "one" block does it all.
+            eight a block), "groups" of rows, "ranges" of keys, or "one" block does it all.
         operand: whose shape that is.
         spills: whether registers may spill into local memory.
         at_once: blocks that a multiprocessor is to hold at a time, in float32; 0 leaves it to the compiler.
@@ -125,7 +126,7 @@ class Operation:
 
 
 _GRIDS: dict[str, tuple[Grid, int]] = {
-    "shuffle": ("elements", 2),
+    "shuffle": ("ranges", 2),
     "copy_rows": ("elements", 1),
     "gather_rows": ("elements", 3),
     "gather_labels": ("elements", 3),
@@ -234,6 +235,10 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
         case "groups":  # one a block while there are few
             groups = -(-rows // NARROW_ROWS)
             wanted = max(min(groups, most // 4), -(-groups * WARP // threads))
+        case "ranges":
+            # each makes all keys: one on a multiprocessor, unless there is no room for those of so large a range
+            wanted = min(-(-columns // RANGE_KEYS), most * THREADS // THREADS_HELD)
+            wanted = max(wanted, -(-columns // (8 * RANGE_KEYS)))
         case "one":
             wanted = 1
     return max(1, min(wanted, most))

@@ -51,75 +51,120 @@ __device__ inline void sort_rows(const long long* control, const long long* rows
   for (int i = threadIdx.x; i < n; i += blockDim.x) index[i] = rows[index[i]];
 }
 
-// The same for few rows, up to four a thread, which counts how many keys are smaller than its own: by their upper halves.
-// Where two of these are equal, which is rare, nothing is written, and false returned to all threads.
+constexpr int PLACED_ROWS = 896;  // a key and a place in its bin for each, and 256 bins, in the scratch memory
+
+// The same for few rows, by the upper halves of their keys: these go into bins by their first eight bits, as many as there
+// are rows or so, and each is compared with those of its own bin. Where two are equal, which is rare, false is returned to
+// all threads, and the order is not to be used. The loops stay loops: a block waits for instructions that it has not met.
 __device__ inline bool place_rows(const long long* control, const long long* rows, long long* index, int n) {
-  unsigned* keys = shared_scratch<unsigned>();
-  unsigned own[4];
-  int before[4] = {}, total = 0;
+  constexpr int BINS = 256, EACH = BINS / WARP;
+  unsigned *keys = shared_scratch<unsigned>(), *list = keys + PLACED_ROWS, *ends = list + PLACED_ROWS;
+  static_assert((2 * PLACED_ROWS + BINS) * sizeof(unsigned) <= SCRATCH_BYTES, "room for them");
   __syncthreads();  // what lay there may still be read
-#pragma unroll
-  for (int u = 0; u < 4; u++) {
-    const int i = threadIdx.x + u * blockDim.x;
-    own[u] = i < n ? (unsigned)(shuffle_key(i, control) >> 32) : 0;
-    if (i < (n + 3) / 4 * 4) keys[i] = i < n ? own[u] : 0xffffffffu;  // nothing is above that
+  for (int b = threadIdx.x; b < BINS; b += blockDim.x) ends[b] = 0;
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const unsigned key = (unsigned)(shuffle_key(i, control) >> 32);
+    keys[i] = key;
+    atomicAdd(&ends[key >> 24], 1u);
   }
   __syncthreads();
-  for (int t = 0; t < n; t += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + t);
+  if (threadIdx.x < WARP) {  // where each bin begins
+    unsigned own[EACH], total = 0;
 #pragma unroll
-    for (int u = 0; u < 4; u++)
-      before[u] += (four.x < own[u]) + (four.y < own[u]) + (four.z < own[u]) + (four.w < own[u]);
+    for (int k = 0; k < EACH; k++) own[k] = ends[threadIdx.x * EACH + k], total += own[k];
+    unsigned before = total;
+#pragma unroll
+    for (int apart = 1; apart < WARP; apart *= 2) {
+      const unsigned of_lane = __shfl_sync(0xffffffffu, before, max((int)threadIdx.x - apart, 0));
+      if ((int)threadIdx.x >= apart) before += of_lane;
+    }
+    before -= total;
+#pragma unroll
+    for (int k = 0; k < EACH; k++) ends[threadIdx.x * EACH + k] = before, before += own[k];
   }
-#pragma unroll
-  for (int u = 0; u < 4; u++) total += before[u];
-  if (block_total(total) != 0.5 * n * (n - 1)) return false;  // of two keys one is smaller, or they are equal
-#pragma unroll
-  for (int u = 0; u < 4; u++) {
-    const int i = threadIdx.x + u * blockDim.x;
-    if (i < n) index[before[u]] = rows[i];
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += blockDim.x) list[atomicAdd(&ends[keys[i] >> 24], 1u)] = keys[i];
+  __syncthreads();
+  bool equal = false;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const unsigned key = keys[i], bin = key >> 24, start = bin ? ends[bin - 1] : 0;
+    int rank = (int)start, same = 0;
+#pragma unroll 1
+    for (unsigned at = start; at < ends[bin]; at++) rank += list[at] < key, same += list[at] == key;
+    equal = equal || same > 1;
+    index[rank] = rows[i];
   }
-  return true;
+  return !__syncthreads_or(equal);
+}
+
+// The order by many blocks: each has an equal range of keys. It makes all keys, counts those below its range and collects
+// those within, which it then compares with each other. Keys are uniform; where more fall into a range than there is room
+// for, those are compared with all keys.
+__device__ inline void place_rows_of_range(const long long* control, const long long* rows, long long* index, int n,
+                                           Block block) {
+  constexpr int ROOM = (SCRATCH_BYTES - 16) / 12;
+  unsigned* counts = shared_scratch<unsigned>();  // of the range, and below it
+  unsigned long long* keys = shared_scratch<unsigned long long>() + 2;
+  int* places = reinterpret_cast<int*>(keys + ROOM);
+  const auto range_of = [&](unsigned long long key) {
+    return (int)((unsigned long long)(unsigned)(key >> 32) * (unsigned)block.count >> 32);
+  };
+  __syncthreads();  // what lay there may still be read
+  if (threadIdx.x < 2) counts[threadIdx.x] = 0;
+  __syncthreads();
+  unsigned below = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const unsigned long long key = shuffle_key(i, control);
+    const int range = range_of(key);
+    below += range < block.index;
+    if (range != block.index) continue;
+    const unsigned slot = atomicAdd(&counts[0], 1u);
+    if (slot < ROOM) keys[slot] = key, places[slot] = i;
+  }
+  atomicAdd(&counts[1], below);
+  __syncthreads();
+  const int here = (int)counts[0], first = (int)counts[1];
+  if (here <= ROOM) {
+    for (int e = threadIdx.x; e < here; e += blockDim.x) {
+      const unsigned long long key = keys[e];
+      const int i = places[e];
+      int rank = 0;
+      for (int other = 0; other < here; other++)
+        rank += keys[other] < key || (keys[other] == key && places[other] < i);
+      index[first + rank] = rows[i];
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const unsigned long long key = shuffle_key(i, control);
+    if (range_of(key) != block.index) continue;
+    int rank = 0;
+    for (int j = 0; j < n; j++) {
+      const unsigned long long other = shuffle_key(j, control);
+      rank += range_of(other) == block.index && (other < key || (other == key && j < i));
+    }
+    index[first + rank] = rows[i];
+  }
 }
 
 // index = rows in the order of their keys: operands control, rows, index; one block wants a scratch of a key for each
-// row where they are many. Equal keys go by their places, as a stable sort has them. Blocks cannot sort together: a
-// thread of theirs takes up to four rows at once and counts the keys that come before.
+// row where they are many. Equal keys go by their places, as a stable sort has them.
 template <typename T>
 __device__ void shuffle(const Row& row, Block block) {
-  constexpr int TILE_KEYS = SCRATCH_BYTES / 8;
   const long long *control = vector<long long>(row, 0), *rows = vector<long long>(row, 1);
   long long* index = vector<long long>(row, 2);
-  const Index n = (Index)row.operands[1].columns, chunk = 4 * blockDim.x;
-  unsigned long long* keys = shared_scratch<unsigned long long>();
-  if (block.count == 1 && n <= 4 * (Index)blockDim.x && n <= TILE_KEYS && place_rows(control, rows, index, (int)n)) return;
-  if (block.count == 1 && (n <= TILE_KEYS || row.scratch)) {
-    sort_rows(control, rows, index, (int)n, n <= TILE_KEYS ? keys : reinterpret_cast<unsigned long long*>(row.scratch));
-    return;
-  }
-  for (Index start = block.index * chunk; start < n; start += block.count * chunk) {
-    unsigned long long own[4];
-    Index place[4], before[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int u = 0; u < 4; u++) {
-      place[u] = start + u * (Index)blockDim.x + threadIdx.x;
-      own[u] = place[u] < n ? shuffle_key(place[u], control) : 0;
-    }
-    for (Index first = 0; first < n; first += TILE_KEYS) {
-      const int tile = (int)(n - first < TILE_KEYS ? n - first : TILE_KEYS);
-      __syncthreads();  // the tile before may still be read
-      for (int t = threadIdx.x; t < tile; t += blockDim.x) keys[t] = shuffle_key(first + t, control);
-      __syncthreads();
-      for (int t = 0; t < tile; t++) {
-        const unsigned long long key = keys[t];
-#pragma unroll
-        for (int u = 0; u < 4; u++) before[u] += key < own[u] || (key == own[u] && first + t < place[u]);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < 4; u++)
-      if (place[u] < n) index[before[u]] = rows[place[u]];
-  }
+  const int n = (int)row.operands[1].columns;
+  if (block.count == 1 && n <= PLACED_ROWS && place_rows(control, rows, index, n)) return;
+  if (block.count == 1 && (n <= SCRATCH_BYTES / 8 || row.scratch))
+    sort_rows(control, rows, index, n,
+              n <= SCRATCH_BYTES / 8 ? shared_scratch<unsigned long long>()
+                                     : reinterpret_cast<unsigned long long*>(row.scratch));
+  else
+    place_rows_of_range(control, rows, index, n, block);
 }
 
 // index = rows: an epoch in the order of the data.
