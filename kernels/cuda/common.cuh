@@ -110,16 +110,25 @@ __device__ __forceinline__ T add_product(T c, T a, T b) {
 }
 #endif
 
-// exp of a number that is not above 0 in three instructions, to 2^-22 of 1: of itself to 2^-21 at -10, to 2^-18 at -85.
-__device__ __forceinline__ float exp_below(float x) {
+// 2^x and 1 / x in one instruction each, to 2^-22 of themselves; 0 for a result below 2^-126, and for its inverse.
 #if defined(__CUDA_ARCH__)
+__device__ __forceinline__ float power_of_two(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.442695041f));  // 1 / ln 2
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-#else
-  return expf(x);
-#endif
 }
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#else
+__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+__device__ __forceinline__ float reciprocal(float x) { return 1.0f / x; }
+#endif
+
+// exp of a number that is not above 0 in two instructions, to 2^-22 of 1: of itself to 2^-21 at -10, to 2^-18 at -85.
+__device__ __forceinline__ float exp_below(float x) { return power_of_two(x * 1.442695041f); }  // 1 / ln 2
 __device__ __forceinline__ double exp_below(double x) { return exp(x); }
 
 // a / b for b within 2^126 of 1, to two units in the last place and without the branch of an exact quotient.

@@ -44,65 +44,96 @@ __device__ __forceinline__ T short_value(const F& f, T x) {
   return f.value(x);
 }
 
+// Columns of a block of b that lies in shared memory, turned; and what lies between its rows: half of all banks.
+[[maybe_unused]] constexpr int FACTOR_COLUMNS = 1024, FACTOR_STRIDE = FACTOR_COLUMNS + 32;
+
 // bias_activate_narrow: a warp takes 16 rows, rows `group` and `group + 8` of them in a lane, and of 32 columns eight
 // from 8 member on. c is made turned, b^T y^T. What is multiplied is y before it is rounded, in two parts: the second
-// is what rounding took from the first.
+// is what rounding took from the first. What comes next is under way all the time: numbers are asked for as soon as there
+// is room for them, those of the next rows too. b is shared out once, where its columns are not more than find room.
 template <typename T, typename F>
 __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f) {
-  constexpr int ROWS = 2, GROUPS = 5, COLUMNS = 32 * GROUPS;  // rows of b lie half of all banks apart: no conflicts
-  constexpr int PAIRS = COLUMNS * NARROW / 2, AT_ONCE = 5;    // of two outputs
-  static_assert(NARROW == 16 && NARROW_ROWS == 16 && COLUMNS * NARROW * 2 <= SCRATCH_BYTES, "a tile, and room for b");
+  constexpr int ROWS = 2, GROUPS = 4, COLUMNS = 32 * GROUPS;
+  constexpr int PAIRS = FACTOR_COLUMNS * NARROW / 2, AT_ONCE = 8;  // of two outputs
+  static_assert(NARROW == 16 && NARROW_ROWS == 16 && FACTOR_COLUMNS % COLUMNS == 0, "whole tiles");
+  __align__(16) __shared__ unsigned short factor[NARROW * FACTOR_STRIDE];
   const Matrix<T> b = matrix<T>(row, 1), added = matrix<T>(row, 2), x = matrix<T>(row, 3), y = matrix<T>(row, 4);
   const Matrix<T> c = matrix<T>(row, 5);
   const Matrix<T> bias = matrix<T>(row, 0);
   const bool wide_bias = aligned<8>(bias);
-  unsigned short* factor = shared_scratch<unsigned short>();  // [NARROW][COLUMNS], b turned
   const int lane = threadIdx.x % WARP, group = lane / 4, member = lane % 4;
   const int rows = (int)x.rows, columns = (int)x.columns, outputs = (int)c.columns;
-  const int tiles = (rows + NARROW_ROWS - 1) / NARROW_ROWS, warps = blockDim.x / WARP;
-  for (int first = block.index; first < tiles; first += warps * block.count) {
-    const int top = (first + threadIdx.x / WARP * block.count) * NARROW_ROWS;
-    unsigned short *from[ROWS], *to[ROWS];
-    int limit[ROWS];  // columns of a row that is there
+  const int tiles = (rows + NARROW_ROWS - 1) / NARROW_ROWS, turn = blockDim.x / WARP * block.count;
+  const int own = block.index + threadIdx.x / WARP * block.count;  // the first tile of this warp
+
+  int next_tile = own, next_left = 8 * member;  // what is asked for next
+  const unsigned short* next[ROWS];
+  int limit[ROWS];  // columns of a row that is there
+  const auto go_to = [&](int tile) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      const int i = top + group + 8 * r;
-      from[r] = halves_of(x) + i * x.stride, to[r] = halves_of(y) + i * y.stride;
-      limit[r] = i < rows ? columns : 0;
+      const int i = tile * NARROW_ROWS + group + 8 * r;
+      const bool here = tile < tiles && i < rows;
+      next[r] = halves_of(x) + (here ? i : 0) * x.stride, limit[r] = here ? columns : 0;
     }
+  };
+  uint4 v[GROUPS][ROWS];
+  const auto ask = [&](int g) {
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const int j = next_left + 32 * g;
+      v[g][r] = eight_halves(next[r] + j, j < limit[r]);
+    }
+  };
+  const auto move_on = [&]() {
+    next_left += COLUMNS;
+    if (next_left < columns + 8 * member) return;
+    next_left = 8 * member, next_tile += turn;
+    go_to(next_tile);
+  };
+  go_to(own);
+#pragma unroll
+  for (int g = 0; g < GROUPS; g++) ask(g);
+  move_on();
+
+  for (int first = 0; first < tiles; first += turn) {
+    const int top = (first + own) * NARROW_ROWS;
     float sums[ROWS][4] = {};
     for (int left = 0; left < columns; left += COLUMNS) {
-      uint4 v[GROUPS][ROWS];  // all of them are under way at once, and while b is shared out; the next come nearer
+      const int at = left % FACTOR_COLUMNS;
+      if (at == 0 && (first == 0 || columns > FACTOR_COLUMNS)) {
+        __syncthreads();  // what lay there may still be read
+        for (int first_pair = threadIdx.x; first_pair < PAIRS; first_pair += AT_ONCE * blockDim.x) {
+          unsigned pair[AT_ONCE];
 #pragma unroll
-      for (int g = 0; g < GROUPS; g++)
+          for (int u = 0; u < AT_ONCE; u++) {
+            const int e = first_pair + u * blockDim.x;
+            pair[u] = pair_of(b, left + e % FACTOR_COLUMNS, e / FACTOR_COLUMNS * 2);
+          }
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          const int j = left + 32 * g + 8 * member;
-          v[g][r] = eight_halves(from[r] + j, j < limit[r]);
-          if (j + COLUMNS < limit[r]) bring_near(from[r] + j + COLUMNS);
+          for (int u = 0; u < AT_ONCE; u++) {
+            const int e = first_pair + u * blockDim.x;
+            unsigned short* to = factor + e / FACTOR_COLUMNS * 2 * FACTOR_STRIDE + e % FACTOR_COLUMNS;
+            if (e < PAIRS) to[0] = (unsigned short)pair[u], to[FACTOR_STRIDE] = (unsigned short)(pair[u] >> 16);
+          }
         }
-      __syncthreads();  // what lay there may still be read
-      for (int first_pair = threadIdx.x; first_pair < PAIRS; first_pair += AT_ONCE * blockDim.x) {
-        unsigned pair[AT_ONCE];
-#pragma unroll
-        for (int u = 0; u < AT_ONCE; u++) {
-          const int e = first_pair + u * blockDim.x;
-          pair[u] = pair_of(b, left + e % COLUMNS, e / COLUMNS * 2);
-        }
-#pragma unroll
-        for (int u = 0; u < AT_ONCE; u++) {
-          const int e = first_pair + u * blockDim.x;
-          unsigned short* to = factor + e / COLUMNS * 2 * COLUMNS + e % COLUMNS;
-          if (e < PAIRS) to[0] = (unsigned short)pair[u], to[COLUMNS] = (unsigned short)(pair[u] >> 16);
-        }
+        __syncthreads();
       }
-      __syncthreads();
 #pragma unroll
       for (int g = 0; g < GROUPS; g++) {
-        if (left + 32 * g >= columns) break;
+        T number[ROWS][8];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const unsigned words[4] = {v[g][r].x, v[g][r].y, v[g][r].z, v[g][r].w};
+#pragma unroll
+          for (int w = 0; w < 4; w++) number[r][w] = __uint_as_float(words[w]);
+          unpack_halves<8>(number[r]);
+        }
+        ask(g);
+        if (left + 32 * g >= columns || top >= rows) continue;
         const int place = 32 * g + 8 * member, j = left + place;
-        const uint4 low = *reinterpret_cast<const uint4*>(factor + group * COLUMNS + place);
-        const uint4 high = *reinterpret_cast<const uint4*>(factor + (group + 8) * COLUMNS + place);
+        const uint4 low = *reinterpret_cast<const uint4*>(factor + group * FACTOR_STRIDE + at + place);
+        const uint4 high = *reinterpret_cast<const uint4*>(factor + (group + 8) * FACTOR_STRIDE + at + place);
         const unsigned near[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
         T offset[8] = {};
         if (bias && j < columns) {
@@ -115,23 +146,22 @@ __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-          T number[8] = {__uint_as_float(v[g][r].x), __uint_as_float(v[g][r].y), __uint_as_float(v[g][r].z),
-                         __uint_as_float(v[g][r].w)};
-          unpack_halves<8>(number);
+          const int i = top + group + 8 * r;
+          const bool here = i < rows && j < columns;
           unsigned rounded[4], rest[4];
 #pragma unroll
-          for (int k = 0; k < 8; k++) number[k] += offset[k];
+          for (int k = 0; k < 8; k++) number[r][k] += offset[k];
           if constexpr (F::SAVES_X) {
-            if (bias && y && j < limit[r]) store_halves<8>(from[r] + j, number);
+            if (bias && y && here) store_halves<8>(halves_of(x) + i * x.stride + j, number[r]);
           }
 #pragma unroll
           for (int w = 0; w < 4; w++) {
-            const T one = short_value(f, number[2 * w]), other = short_value(f, number[2 * w + 1]);
+            const T one = short_value(f, number[r][2 * w]), other = short_value(f, number[r][2 * w + 1]);
             const unsigned both = two_bfloat16(one, other);
             rounded[w] = both;
             rest[w] = two_bfloat16(one - from_bfloat16(both & 0xffff), other - __uint_as_float(both & 0xffff0000u));
           }
-          if (y) put_eight(to[r] + j, rounded, j < limit[r]);
+          if (y) put_eight(halves_of(y) + i * y.stride + j, rounded, here);
 #pragma unroll
           for (int s = 0; s < 2; s++) {
             multiply_tiles(sums[r], near[s], rounded[2 * s], rounded[2 * s + 1]);
@@ -139,7 +169,9 @@ __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f
           }
         }
       }
+      move_on();
     }
+    if (top >= rows) continue;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
