@@ -112,7 +112,7 @@ class CupyDevice:
 
     @property
     def has_tf32(self) -> bool:
-        return self._attributes["ComputeCapabilityMajor"] >= 8
+        return int(self._cupy.cuda.Device(self.index).compute_capability) >= 80
 
     def _both_streams(self) -> tuple[Any, Any]:
         if self._streams is None:

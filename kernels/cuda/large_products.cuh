@@ -148,24 +148,21 @@ __device__ __forceinline__ void multiply_large_tile(const Product<float>& produc
     for (int four = 0; four < ROWS; four += 4) {
       float x[4][4];
       a.read(x, at, down, four);
+      const Parts<4> of_a(x);
+      float total[2][COLUMNS][4] = {};
 #pragma unroll
-      for (int m = 0; m < 4; m += 2) {
-        const float rows[2][4] = {{x[m][0], x[m][1], x[m][2], x[m][3]},
-                                  {x[m + 1][0], x[m + 1][1], x[m + 1][2], x[m + 1][3]}};
-        const Parts<2> of_a(rows);
-        float total[1][COLUMNS][4] = {};
+      for (int s = 0; s < 4; s += 2) {
+        add_tiles<4, COLUMNS>(total, of_a.small, of_b.large, s);
+        add_tiles<4, COLUMNS>(total, of_a.large, of_b.small, s);
+        add_tiles<4, COLUMNS>(total, of_a.large, of_b.large, s);
+      }
+      // rounded, where tensor cores would cut off
 #pragma unroll
-        for (int s = 0; s < 4; s += 2) {
-          add_tiles<2, COLUMNS>(total, of_a.small, of_b.large, s);
-          add_tiles<2, COLUMNS>(total, of_a.large, of_b.small, s);
-          add_tiles<2, COLUMNS>(total, of_a.large, of_b.large, s);
-        }
-        // rounded, where tensor cores would cut off
+      for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int n = 0; n < COLUMNS; n++)
 #pragma unroll
-          for (int k = 0; k < 4; k++) sums[(four + m) / 2][n][k] += total[0][n][k];
-      }
+          for (int k = 0; k < 4; k++) sums[four / 2 + m][n][k] += total[m][n][k];
     }
   }
   __syncthreads();  // the stages are free for the next tile

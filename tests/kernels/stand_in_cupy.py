@@ -166,11 +166,8 @@ class Device:
 
     def __init__(self, device=None):
         self.id = CUDA.device if device is None else int(device)
-        self.attributes = {
-            "MultiProcessorCount": 4,
-            "MaxSharedMemoryPerBlockOptin": 99 * 1024,
-            "ComputeCapabilityMajor": 9,
-        }
+        self.attributes = {"MultiProcessorCount": 4, "MaxSharedMemoryPerBlockOptin": 99 * 1024}
+        self.compute_capability = "90"
 
     def __enter__(self):
         CUDA.here.devices.append(self.id)
