@@ -33,6 +33,16 @@ __device__ __forceinline__ void copy_four(float* to, const float* from, int coun
 #endif
 }
 
+// The same of four that are all there, both at 16 bytes.
+__device__ __forceinline__ void copy_whole_four(float* to, const float* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned place = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+#else
+  copy_four<true>(to, from, 4);
+#endif
+}
+
 // What `copy_four` was asked for since the last call is one group; `wait_for_copies`: all groups but the last are there, for
 // the thread that asked.
 __device__ __forceinline__ void group_copies() {
@@ -54,10 +64,10 @@ struct LargePart {
   int to[EACH], there[EACH];  // where, in a stage; how many of the four there are as far as the side goes
   int inner[EACH];            // of a step's places the first, if rows run along them, or the only one
   long long on;               // elements from step to step
-  bool wide;
-
+  bool wide, whole;           // rows at 16 bytes; and all places of the tile there
   __device__ __forceinline__ LargePart(const Factor<float>& f, int first, int sides, int start)
-      : on((long long)LARGE_STEP * f.inner), wide(steps_aligned(f.data, f.stride())) {
+      : on((long long)LARGE_STEP * f.inner), wide(steps_aligned(f.data, f.stride())),
+        whole(wide && first + LARGE_TILE <= sides) {
 #pragma unroll
     for (int k = 0; k < EACH; k++) {
       const int four = threadIdx.x + k * THREADS, row = four / IN_ROW, column = four % IN_ROW * 4;
@@ -69,12 +79,20 @@ struct LargePart {
     }
   }
 
-  // Asks for the next step, of whose places `left` are there.
+  // Asks for the next step, of whose places `left` are there; or for a whole one of a whole tile.
   __device__ __forceinline__ void bring(float* stage, int left) {
     if (wide)
       bring<true>(stage, left);
     else
       bring<false>(stage, left);
+    move_on();
+  }
+  __device__ __forceinline__ void bring_whole(float* stage) {
+#pragma unroll
+    for (int k = 0; k < EACH; k++) copy_whole_four(stage + to[k], from[k]);
+    move_on();
+  }
+  __device__ __forceinline__ void move_on() {
 #pragma unroll
     for (int k = 0; k < EACH; k++) from[k] += on;
   }
@@ -124,9 +142,13 @@ __device__ __forceinline__ void multiply_large_tile(const Product<float>& produc
   LargePart<A_ALONG> a(product.a, i, (int)c.rows, start);
   LargePart<B_ALONG> b(product.b, j, (int)c.columns, start);
   const bool idle = i + down >= c.rows || j + across >= c.columns;  // the tile has nothing for this warp
+  const int whole_until = a.whole && b.whole ? end - LARGE_STEP : start - 1;
   const auto bring = [&](int stage, int p) {
     float* to = stages + stage * (8 * LARGE_FOURS);
-    if (p < end) a.bring(to, end - p), b.bring(to + 4 * LARGE_FOURS, end - p);
+    if (p <= whole_until)
+      a.bring_whole(to), b.bring_whole(to + 4 * LARGE_FOURS);
+    else if (p < end)
+      a.bring(to, end - p), b.bring(to + 4 * LARGE_FOURS, end - p);
     group_copies();
   };
 #pragma unroll
