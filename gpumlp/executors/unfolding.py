@@ -174,6 +174,8 @@ def written(step: Step) -> list[list[Place | None]]:
     """What an operation writes; of two products what each does."""
     if step.call is not None:
         return []
+    if step.operation == "sums_of_shares":
+        return [list(step.places[1::2])]
     if "matmul" in step.operation:
         flags = step.flags, step.flags >> SECOND_BITS
         halves = zip(flags, (step.places[:4], step.places[4:]), strict=True)

@@ -11,7 +11,7 @@ from .unfolding import Step, meet, written
 
 WATCHING = frozenset(
     [
-        *("matmul", "matmul_pair", "small_matmul", "column_sums"),
+        *("matmul", "matmul_pair", "small_matmul", "column_sums", "sums_of_shares"),
         *(n for n in OPERATIONS if n.endswith("_grad_bias")),
     ]
 )

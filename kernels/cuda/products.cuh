@@ -211,7 +211,7 @@ __device__ void sums_of_shares(const Row& row, Block block) {
   for (int k = 0; k < 3; k++) {
     const int count = (int)row.scalars[k], index = block.index - first;
     if (index >= 0 && index < count)
-      sum_columns_of<T>(matrix<T>(row, 2 * k), matrix<T>(row, 2 * k + 1), Block{index, count}, nullptr);
+      sum_columns_of(matrix<T>(row, 2 * k), matrix<T>(row, 2 * k + 1), Block{index, count}, control_of(row));
     first += count;
   }
 }

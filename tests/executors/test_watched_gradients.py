@@ -13,7 +13,7 @@ from bench.gpu_check.checks import executor
 from gpumlp.executors import EagerExecutor, tailoring
 from gpumlp.executors.graph import GraphExecutor
 from gpumlp.executors.linking import Place
-from gpumlp.executors.unfolding import Step, encode_steps
+from gpumlp.executors.unfolding import Step, encode_steps, written
 from gpumlp.executors.watching import watch_gradients
 from gpumlp.failure import NonFiniteLossError
 from gpumlp.kernels import BAD_STEP, STEP
@@ -117,6 +117,19 @@ def test_sums_of_columns_are_flagged_where_they_overflow(host_compiler, operatio
     arrays = [dy, db] if operation == "column_sums" else [saved, dy, dx, db]
     assert is_flagged(HostModule("float32"), Step(operation, [place(a) for a in arrays])) == bad
     assert np.isfinite(db).all() != bad
+
+
+@pytest.mark.parametrize("bad", [None, 0, 1, 2])
+def test_so_are_those_of_shares_in_any_of_three_vectors(host_compiler, bad):
+    parts = [np.ones((4, columns), np.float32) for columns in (70, 7, 3)]
+    if bad is not None:
+        parts[bad][2:, -1] = 3e38
+    wholes = [np.zeros(part.shape[1], np.float32) for part in parts]
+    pairs = zip(parts, wholes, strict=True)
+    step = Step("sums_of_shares", [place(a) for pair in pairs for a in pair], [3, 1, 1])
+    assert written(step) == [[place(whole) for whole in wholes]]
+    assert is_flagged(HostModule("float32"), step, 5) == (bad is not None)
+    assert [bool(np.isfinite(whole).all()) for whole in wholes] == [k != bad for k in range(3)]
 
 
 # --- whole steps -----------------------------------------------------------------------------------------------------
