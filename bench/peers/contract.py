@@ -249,17 +249,22 @@ class Pace:
     def _find_rate(self, seconds: float) -> float:
         """Return epochs a second, from runs of growing length.
 
-        What a call costs once must not make the rounds short: it is the difference of two runs that counts.
+        What a call costs once must not make the rounds short: it is the difference of two runs that counts, and as long
+        as that tells of a rate twice as high, a longer run is tried. A first run that is long may have compiled.
         """
-        epochs, before, spent_before = 1, 0, 0.0
+        epochs, before, spent_before, repeats = 1, 0, 0.0, True
         while True:
             spent = max(self._measure(epochs).seconds, 1e-9)
+            if repeats and spent >= seconds:
+                repeats = False
+                continue
             rate = epochs / spent
-            if spent >= seconds or (before and spent >= seconds / 8):
-                further = (epochs - before) / max(spent - spent_before, 1e-9)
-                return min(max(rate, further), 4 * rate)
-            before, spent_before = epochs, spent
-            epochs = max(epochs + 1, min(8 * epochs, round(rate * seconds / 2)))
+            further = (epochs - before) / max(spent - spent_before, 1e-9)
+            costs_once = before > 0 and further > 2 * rate
+            if spent >= seconds / 2 or (before and spent >= seconds / 8 and not costs_once):
+                return min(max(rate, further), 4 * rate) if before else rate
+            before, spent_before, repeats = epochs, spent, False
+            epochs = max(epochs + 1, 8 * epochs if costs_once else min(8 * epochs, round(rate * seconds / 2)))
 
     def _measure(self, epochs: int) -> Measurement:
         loss, epochs, seconds, cpu_seconds = self.peer.timed(epochs)
