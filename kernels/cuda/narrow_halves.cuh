@@ -53,7 +53,7 @@ __device__ __forceinline__ T short_value(const F& f, T x) {
 // is room for them, those of the next rows too. b is shared out once, where its columns are not more than find room.
 template <typename T, typename F>
 __device__ __forceinline__ void activate_halves(const Row& row, Block block, F f) {
-  constexpr int ROWS = 2, GROUPS = 4, COLUMNS = 32 * GROUPS;
+  constexpr int ROWS = 2, GROUPS = F::SAVES_X ? 2 : 4, COLUMNS = 32 * GROUPS;  // as there are registers
   constexpr int PAIRS = FACTOR_COLUMNS * NARROW / 2, AT_ONCE = 8;  // of two outputs
   static_assert(NARROW == 16 && NARROW_ROWS == 16 && FACTOR_COLUMNS % COLUMNS == 0, "whole tiles");
   __align__(16) __shared__ unsigned short factor[NARROW * FACTOR_STRIDE];

@@ -22,6 +22,7 @@ from gpumlp.kernels.layout import ROW_WIDTH
 NAMES = sorted(OPERATIONS)
 # What every resident network calls.
 CORE = ("gather_rows", "matmul", "bias_relu", "mse", "relu_grad_bias", "adam", "advance")
+STATIC_SHARED = 48 << 10  # that a kernel may have without being allowed to
 # The last layer of most, in float32.
 LAST = ("bias_relu_narrow", "narrow_relu_grad_sums", "column_sums")
 # What may read or write bfloat16, and updates; of the many forms with a narrow product those that want most registers.
@@ -134,9 +135,12 @@ def test_the_kernels_compile_without_spilling_registers(
         assert OPERATIONS[name].spills or found[function] == 0, f"{function}: {found[function]} bytes"
     shared = [int(size) for size in re.findall(r"(\d+) bytes smem", log)]
     rows = MAX_CHAIN * 8 * (ROW_WIDTH + MAX_SCALARS) if together == "chain" else 0
-    assert max(shared) == SCRATCH_BYTES + rows, (
-        "operations share one scratch, and a chain has its rows and scalars"
-    )
+    if not together and any(name == "large_matmul" or name in NARROW for name in names):
+        assert max(shared) <= STATIC_SHARED, "some have more, as kernels of their own"
+    else:
+        assert max(shared) == SCRATCH_BYTES + rows, (
+            "operations share one scratch, and a chain has its rows and scalars"
+        )
     if together:
         # some of their own addresses may wait in local memory while an operation runs
         assert found[f"gpumlp_{together}"] <= 64
