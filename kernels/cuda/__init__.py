@@ -232,9 +232,8 @@ def blocks(operation: Operation, rows: int, columns: int, threads: int, most: in
                 wanted = -(-(-(-rows // TILE) * -(-columns // TILE)) * WARP // threads)
             else:
                 wanted = min(-(-rows // (2 * TILE)) * -(-columns // (4 * TILE)), most // 4)
-        case "groups":  # one a block while there are few
-            groups = -(-rows // NARROW_ROWS)
-            wanted = max(min(groups, most // 4), -(-groups * WARP // threads))
+        case "groups":  # one a block while there are few; else as many blocks as run at once
+            wanted = min(-(-rows // NARROW_ROWS), most * operation.at_once * THREADS // THREADS_HELD)
         case "ranges":
             # each makes all keys: one on a multiprocessor, unless there is no room for those of so large a range
             wanted = min(-(-columns // RANGE_KEYS), most * THREADS // THREADS_HELD)

@@ -197,6 +197,26 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
   for (int unit = block.index; unit < tiles * shares; unit += block.count) {
     const int share = unit / tiles, left = unit % tiles * COLUMNS, j = left + 8 * group;
     const int limit = j < columns ? rows : 0;  // of the rows that this lane has a part of
+    const int first = (share * warps + threadIdx.x / WARP) * 16, step = 16 * warps * shares;
+    // where this lane's rows begin, and how many there are from each on
+    const unsigned short* from = halves_of(saved) + ((first + 2 * member) * saved.stride + j);
+    const unsigned short* of_a = halves_of(a) + ((first + group) * a.stride + 2 * member);
+    int below = limit - first - 2 * member, below_a = rows - first - group;
+    uint4 next[ROWS];         // of saved: the next rows, which are under way during the arithmetic on these
+    unsigned next_far[2][2];  // rows of a, eight at a time
+    const auto place = [](int r) { return r % 2 + r / 2 * 8; };
+    const auto read = [&]() {
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+          const bool here = 8 * e < below_a && 2 * member + 8 * k < inner;
+          next_far[e][k] = here ? *reinterpret_cast<const unsigned*>(of_a + (8 * e * a.stride + 8 * k)) : 0;
+        }
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) next[r] = eight_halves(from + place(r) * saved.stride, place(r) < below);
+    };
+    read();
     __syncthreads();  // what lay there may still be read
     for (int e = threadIdx.x; e < 4 * WARP; e += blockDim.x) {
       const int q = e / WARP, column = left + e % WARP / 4 * 8 + 2 * q, p = e % 4 * 2;
@@ -205,25 +225,20 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
     }
     __syncthreads();
     float weight[8][4] = {}, bias[1][8] = {};
-    const int first = (share * warps + threadIdx.x / WARP) * 16, step = 16 * warps * shares;
     for (int top = first; top < rows; top += step) {
-      const auto place = [&](int r) { return top + 2 * member + r % 2 + r / 2 * 8; };
       unsigned v[ROWS][4];  // of saved, then of dx
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const unsigned short* from = halves_of(saved) + (place(r) * saved.stride + j);
-        const uint4 q = eight_halves(from, place(r) < limit);
-        if (place(r) + step < limit) bring_near(from + step * saved.stride);
-        v[r][0] = q.x, v[r][1] = q.y, v[r][2] = q.z, v[r][3] = q.w;
-      }
-      unsigned far[2][2], turned[4];  // rows of a, eight at a time, and the same turned
+      for (int r = 0; r < ROWS; r++)
+        v[r][0] = next[r].x, v[r][1] = next[r].y, v[r][2] = next[r].z, v[r][3] = next[r].w;
+      unsigned far[2][2], turned[4];  // rows of a, and the same turned
 #pragma unroll
       for (int e = 0; e < 2; e++)
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-          far[e][k] = pair_of(a, top + group + 8 * e, 2 * member + 8 * k);
-          turned[2 * e + k] = turned_tile(far[e][k]);
-        }
+        for (int k = 0; k < 2; k++) far[e][k] = next_far[e][k], turned[2 * e + k] = turned_tile(far[e][k]);
+      const int here = below;
+      from += step * saved.stride, of_a += step * a.stride, below -= step, below_a -= step;
+      read();
+      __syncwarp();  // a compiler, too, is to begin with it
 #pragma unroll
       for (int q = 0; q < 4; q++) {  // columns 2 q and 2 q + 1 of the lane's eight
         multiply_tiles(weight[2 * q], turned, lower_halves(v[0][q], v[1][q]), lower_halves(v[2][q], v[3][q]));
@@ -246,7 +261,7 @@ __device__ __forceinline__ void gradient_of_halves(const Row& row, Block block, 
       }
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
-        put_eight(halves_of(dx) + (place(r) * dx.stride + j), v[r], place(r) < limit);
+        put_eight(halves_of(dx) + ((top + 2 * member + place(r)) * dx.stride + j), v[r], place(r) < here);
     }
 #pragma unroll
     for (int q = 0; q < 8; q += 2)
